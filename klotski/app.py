@@ -1,0 +1,107 @@
+"""Config in, run, results out."""
+
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from klotski import schema
+from klotski.errors import KlotskiError
+from klotski.refusals import explain
+
+if TYPE_CHECKING:
+    from klotski.telemetry import Recorder, RunLog, Totals
+
+__all__ = ["main"]
+
+logger = logging.getLogger(__name__)
+
+INTERRUPTED = 130  # the shell's status for a process that Ctrl-C ended
+
+
+def main() -> int:
+    """The command `klotski`; returns the exit status."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on, to be told in one sentence
+    schema.register()
+    failures: list[KlotskiError] = []
+
+    @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
+    def job(composed: DictConfig) -> None:
+        try:
+            run(composed, Path(HydraConfig.get().runtime.output_dir))
+        except KlotskiError as error:  # told here, so that the other jobs of a sweep go on
+            logger.error("%s", error)
+            failures.append(error)
+
+    try:
+        job()
+    except (HydraException, OmegaConfBaseException) as error:
+        print(explain(error), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 1 if failures else 0
+
+
+def config_folder() -> Path:
+    """The configs inside an installed package, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
+
+
+def run(composed: DictConfig, folder: Path) -> None:
+    """One run; whatever ends it, `metrics.json` says how.
+
+    Raises:
+        KlotskiError: what a user can mend.
+        KeyboardInterrupt: the user ended it.
+    """
+    # Heavy imports come after Hydra has answered --help, --cfg and misspelt overrides.
+    from klotski.executors import create
+    from klotski.telemetry import Recorder, RunLog, Totals
+
+    signal.signal(signal.SIGTERM, interrupt)
+    totals = Totals()
+    with RunLog(folder) as log:
+        recorder = Recorder(log.events)
+        status, mode, reason = "failed", "measured", None
+        try:
+            config = schema.load(composed)
+            executor = create(config.executor.name)
+            mode = executor.mode
+            executor.run(config, log, recorder, totals)
+            status = "ok"
+        except KeyboardInterrupt:
+            status, reason = "interrupted", "interrupted by the user"
+            logger.error("interrupted; what was finished is in %s", folder / "results.jsonl")
+            raise
+        except BaseException as error:
+            reason = str(error) or type(error).__name__
+            raise
+        finally:
+            conclude(status, mode, reason, log, recorder, totals)
+
+
+def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder: "Recorder", totals: "Totals") -> None:
+    """Write `metrics.json` and `trace.json`, and say in a few lines what came of it."""
+    from klotski.telemetry import summarize, write_trace
+    from klotski.telemetry.closing import print_summary
+
+    metrics = summarize(status, mode, totals, recorder, reason)
+    log.metrics(metrics)
+    if status == "ok":
+        write_trace(log.folder / "events.jsonl", log.folder / "trace.json")
+        print_summary(metrics, log.num_errors, log.folder)
+
+
+def interrupt(signum: int, frame: object) -> NoReturn:
+    """SIGTERM ends a run as Ctrl-C does."""
+    raise KeyboardInterrupt

@@ -1,0 +1,122 @@
+"""The words of the house, as small types. No torch, no I/O: every room may import these."""
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum
+from typing import NamedTuple
+
+__all__ = [
+    "DENSE",
+    "Block",
+    "Compute",
+    "LaneName",
+    "OnDemand",
+    "Operation",
+    "Order",
+    "Prefetch",
+    "Residents",
+    "Routing",
+    "Span",
+]
+
+DENSE = -1
+"""The `expert` of a block that is the dense part of its layer."""
+
+
+class Block(NamedTuple):
+    """The unit of weights that moves: the dense part of one layer, or one of its experts."""
+
+    layer: int
+    expert: int = DENSE
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is the dense part of its layer: attention, norms, router, shared experts."""
+        return self.expert == DENSE
+
+    def __str__(self) -> str:
+        return f"layer {self.layer} {'dense' if self.is_dense else f'expert {self.expert}'}"
+
+
+class LaneName(StrEnum):
+    """The lanes of a machine whose device tier is CPU memory."""
+
+    DISK = "disk"
+    COMPUTE = "compute"
+
+
+class Compute(StrEnum):
+    """What an operation on the compute lane does."""
+
+    START = "start"  # a batch comes in: its prompt is embedded
+    ATTENTION = "attention"  # a batch goes through a layer's dense part, up to its router
+    GATHER = "gather"  # the tokens of all batches are sorted by expert
+    EXPERT = "expert"  # one expert over the tokens of all batches
+    COMBINE = "combine"  # experts' outputs are summed for each token
+    FINISH = "finish"  # a batch leaves the layer; after the last, it samples its next token
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A piece of work for a lane, described well enough to be traced or to be simulated."""
+
+    kind: str
+    layer: int
+    expert: int = DENSE
+    batch: int = -1  # -1: the whole group
+    nbytes: int = 0  # moved by the operation
+    tokens: int = 0  # worked on by the operation
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One operation on one lane, in seconds since the run's clock started."""
+
+    lane: str
+    operation: Operation
+    begin: float
+    end: float
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """What the routers said about one batch at one layer: tokens for each expert."""
+
+    counts: tuple[int, ...]
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """The experts that at least one token chose, by index."""
+        return tuple(expert for expert, count in enumerate(self.counts) if count)
+
+
+class Prefetch(Enum):
+    """What is brought before it is asked for: nothing, the whole layer, its hot experts."""
+
+    none = "none"
+    layer = "layer"
+    hot = "hot"
+
+
+class OnDemand(Enum):
+    """When an expert that nobody brought is sent for: at its turn, or once its use is known."""
+
+    lazy = "lazy"
+    eager = "eager"
+
+
+class Order(Enum):
+    """In which order a layer's experts are computed.
+
+    `arrival`: those that are here, hottest first; then the others as they arrive.
+    """
+
+    index = "index"
+    hot_first = "hot_first"
+    arrival = "arrival"
+
+
+class Residents(Enum):
+    """What becomes of memory that is left over: nothing, or blocks that stay for the whole run."""
+
+    none = "none"
+    greedy = "greedy"

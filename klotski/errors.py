@@ -1,0 +1,48 @@
+"""What can go wrong by a user's hand. Each ends a run with one sentence and no traceback.
+
+KlotskiError
+├── ConfigError       a key, option or value that does not exist or does not fit
+├── CheckpointError   a file of the model is missing, truncated or changed
+├── ModelError        the model is not one that this engine can run
+├── BudgetError       the memory that was granted cannot hold the smallest plan
+├── WorkloadError     no request could be read
+└── OutputError       results cannot be written
+"""
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "ConfigError",
+    "KlotskiError",
+    "ModelError",
+    "OutputError",
+    "WorkloadError",
+]
+
+
+class KlotskiError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+
+class ConfigError(KlotskiError):
+    """A setting does not exist or does not fit; the message names it and lists what exists."""
+
+
+class CheckpointError(KlotskiError):
+    """A checkpoint's file is missing, truncated or inconsistent; the message names the file."""
+
+
+class ModelError(KlotskiError):
+    """The model cannot be run by this engine; the message says what it lacks."""
+
+
+class BudgetError(KlotskiError):
+    """The memory budget is too small; the message says which would do."""
+
+
+class WorkloadError(KlotskiError):
+    """There is no request to run; the message names the file or setting."""
+
+
+class OutputError(KlotskiError):
+    """The run's folder cannot be written; the message names the file."""

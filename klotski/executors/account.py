@@ -1,0 +1,99 @@
+"""Keeps a run's totals true while it goes on: results, sweeps, memory, progress."""
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+
+import psutil
+from rich.console import Console
+
+from klotski.model import GenerationBatch, Request, Result
+from klotski.pipeline import PrefetchCount, SweepReport
+from klotski.telemetry import Progress, Recorder, RunLog, SweepEvent, SweepUse, Totals
+from klotski.workload import Encoder, result_line
+
+__all__ = ["Account"]
+
+
+class Account:
+    """Hears of every result and every sweep of one run. A context manager: it shows progress."""
+
+    def __init__(
+        self, requests: Sequence[Request], encoder: Encoder, log: RunLog, recorder: Recorder, totals: Totals
+    ) -> None:
+        self._encoder = encoder
+        self._log = log
+        self._recorder = recorder
+        self._totals = totals
+        self._expected = sum(request.max_tokens for request in requests)
+        self._progress = Progress(len(requests), Console(stderr=True))
+        self._batches: Sequence[GenerationBatch] = ()
+        self._prefetch = PrefetchCount()
+        self._weights = 0
+        self._busy: dict[str, float] = {}
+        self._bytes: dict[str, int] = {}
+
+    def __enter__(self) -> "Account":
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+        self._recorder.flush()
+
+    def weights_loaded(self, nbytes: int) -> None:
+        """All memory for weights is taken; what was read until now belongs to no sweep."""
+        self._weights = nbytes
+        self._busy, self._bytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
+
+    def sweeping(self, batches: Sequence[GenerationBatch], prefetch: PrefetchCount) -> None:
+        """The batches that will be swept, and the sweeper's count of guesses."""
+        self._batches, self._prefetch = batches, prefetch
+
+    def result(self, result: Result) -> None:
+        """A request has finished: its line is on disk when this returns."""
+        line = result_line(result, self._encoder)
+        self._log.result(line)
+        self._totals.num_requests += 1
+        self._totals.prompt_tokens += line["prompt_tokens"]
+        self._expected -= result.request.max_tokens - line["output_tokens"]
+
+    def sweep(self, report: SweepReport) -> None:
+        """A sweep has ended."""
+        busy, nbytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
+        self._totals.sweeps.append(
+            SweepUse(
+                seconds=report.end - report.begin,
+                busy={lane: seconds - self._busy.get(lane, 0.0) for lane, seconds in busy.items()},
+                nbytes={lane: count - self._bytes.get(lane, 0) for lane, count in nbytes.items()},
+                is_prefill=report.prefill_tokens > 0,
+                output_tokens=report.output_tokens,
+            )
+        )
+        self._busy, self._bytes = busy, nbytes
+        self._totals.output_tokens += report.output_tokens
+        self._totals.prefetch_requested, self._totals.prefetch_used = (
+            self._prefetch.requested,
+            self._prefetch.used,
+        )
+        self._note_memory()
+        self._recorder.sweep(
+            SweepEvent(
+                report.index,
+                report.begin,
+                report.end,
+                report.batches,
+                report.prefill_tokens,
+                report.decode_tokens,
+            )
+        )
+        self._recorder.flush()
+        self._progress.advance(self._totals.num_requests, self._totals.output_tokens, self._expected)
+
+    def _note_memory(self) -> None:
+        cache = sum(batch.cache_bytes for batch in self._batches)
+        peak = self._totals.peak_memory
+        peak["device"] = max(peak.get("device", 0), self._weights + cache)
+        peak["process"] = max(peak.get("process", 0), psutil.Process(os.getpid()).memory_info().rss)

@@ -1,0 +1,139 @@
+"""The real thing: transformers' code on torch, blocks streamed from disk by a thread."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+
+from klotski.assets import BUNDLED, TINY
+from klotski.core import LaneName
+from klotski.executors.account import Account
+from klotski.executors.facts import gather_facts
+from klotski.executors.worker import TorchWorker
+from klotski.lanes import InlineLane, ThreadLane
+from klotski.model import Decoding, GenerationBatch, OpenModel, Request, open_model
+from klotski.pipeline import Policy, Popularity, Sweeper, run_group
+from klotski.planner import Demand, Plan, free_memory, make_plan
+from klotski.schema import DType, RunConfig, SyntheticWorkload
+from klotski.telemetry import Recorder, RunLog, Totals
+from klotski.units import format_size, parse_count, parse_size
+from klotski.weights import BlockStore, Reader, SlotKind, resolve
+from klotski.workload import Encoder, cut_batches, load_requests
+
+__all__ = ["TorchExecutor"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {DType.auto: None, DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
+
+
+class TorchExecutor:
+    """Runs a model on this machine; see `executors.Executor`."""
+
+    mode = "measured"
+
+    def run(self, config: RunConfig, log: RunLog, recorder: Recorder, totals: Totals) -> None:
+        """Open the model, read the workload, plan, and sweep."""
+        threads = parse_count("hw.threads", config.hw.threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        folder = TINY if config.model.path == BUNDLED else resolve(config.model.path)
+        model = open_model(folder, DTYPES[config.model.dtype])
+        encoder = Encoder(model.tokenizer, model.config.get_text_config().vocab_size, model.context)
+        requests = load_requests(config.workload, encoder, log.error)
+        if log.num_errors:
+            logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
+        plan = plan_run(config, model, requests)
+        totals.plan = plan.as_dict()
+        log.plan(totals.plan)
+        describe(config, model, plan, len(requests))
+        with ExitStack() as stack, torch.inference_mode():
+            account = stack.enter_context(Account(requests, encoder, log, recorder, totals))
+            sweep_all(config, model, plan, requests, log, recorder, account, stack)
+
+
+def plan_run(config: RunConfig, model: OpenModel, requests: Sequence[Request]) -> Plan:
+    """The plan for these requests, within the budget that the config grants."""
+    granted = parse_size("hw.device_memory", config.hw.device_memory)
+    own = parse_size("model.auto_device_memory", config.model.auto_device_memory)
+    if granted is not None:
+        budget = granted, "as set"
+    elif own is not None and config.model.path == BUNDLED:
+        budget = own, f"model={config.model.name} asks for so little that it has to stream"
+    else:
+        budget = free_memory()
+    lengths = sorted(((len(request.prompt), request.max_tokens) for request in requests), reverse=True)
+    return make_plan(
+        gather_facts(model),
+        Demand(lengths),
+        budget,
+        parse_count("pipeline.n_batches", config.pipeline.n_batches),
+        parse_count("pipeline.batch_size", config.pipeline.batch_size),
+        parse_count("pipeline.hot_experts", config.pipeline.hot_experts),
+        config.placement.residents,
+    )
+
+
+def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int) -> None:
+    """Say in two lines what is about to happen."""
+    weights = model.fixed.slot_bytes + sum(layout.slot_bytes for layout in model.layouts.values())
+    logger.info(
+        "%s: %s of weights in %s, within %s (%s)",
+        config.model.name,
+        format_size(weights),
+        str(model.shell.dtype).removeprefix("torch."),
+        format_size(plan.budget),
+        plan.budget_reason,
+    )
+    logger.info(
+        "%s: %d requests in groups of %d batches of %d; %d of %d blocks stay, up to %s streams in each sweep",
+        config.pipeline.name,
+        num_requests,
+        plan.n_batches,
+        plan.batch_size,
+        len(plan.residents),
+        len(model.layouts),
+        format_size(plan.streamed_bytes),
+    )
+
+
+def sweep_all(
+    config: RunConfig,
+    model: OpenModel,
+    plan: Plan,
+    requests: Sequence[Request],
+    log: RunLog,
+    recorder: Recorder,
+    account: Account,
+    stack: ExitStack,
+) -> None:
+    """Allocate what was planned, wire lanes, store and sweeper together, and take all batches through."""
+    reader = Reader()
+    stack.callback(reader.close)
+    disk = ThreadLane(LaneName.DISK, recorder, log.clock)
+    stack.callback(disk.close)
+    compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
+    slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
+    with torch.inference_mode(mode=False):  # slots are written by another thread, outside of it
+        store = BlockStore(model.layouts, slots, plan.residents, reader, disk)
+        fixed = torch.empty(model.fixed.slot_bytes, dtype=torch.uint8)
+    reader.read(model.fixed, fixed)
+    model.shell.bind(model.fixed.views_of(fixed))
+    store.load_residents()
+    account.weights_loaded(store.nbytes + fixed.numel())
+
+    policy = Policy(config.pipeline.prefetch, plan.hot_experts, config.pipeline.on_demand, config.pipeline.order)
+    experts = model.shell.expert_counts
+    worker = TorchWorker(model.shell, store)
+    sweeper = Sweeper(experts, policy, Popularity(experts), store.residency, compute, worker)
+    ends_early = not isinstance(config.workload, SyntheticWorkload)
+    decoding = Decoding(
+        model.stop_ids if ends_early else (), model.pad_id, config.workload.temperature, config.workload.seed
+    )
+    batches = [
+        GenerationBatch(index, rows, model.shell.model, decoding, account.result)
+        for index, rows in enumerate(cut_batches(requests, plan.batch_size))
+    ]
+    account.sweeping(batches, sweeper.prefetch)
+    run_group(iter(batches), plan.n_batches, sweeper, compute, log.clock, account.sweep)

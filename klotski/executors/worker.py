@@ -1,0 +1,43 @@
+"""What the operations of the compute lane do, on torch."""
+
+from collections.abc import Sequence
+from typing import cast
+
+from klotski.core import Block
+from klotski.model import ExpertPhase, GenerationBatch, Shell
+from klotski.pipeline import Batch
+from klotski.weights import BlockStore
+
+__all__ = ["TorchWorker"]
+
+
+class TorchWorker:
+    """Binds arriving blocks to the shell, and computes a group's experts; see `pipeline.Worker`."""
+
+    def __init__(self, shell: Shell, store: BlockStore) -> None:
+        self._shell = shell
+        self._store = store
+        self._group: Sequence[GenerationBatch] = ()
+        self._phase: ExpertPhase | None = None
+
+    def enter(self, layer: int) -> None:
+        """The layer's dense part is here: make the model use it."""
+        self._shell.bind(self._store.views(Block(layer)))
+
+    def gather(self, layer: int, group: Sequence[Batch]) -> None:
+        """Sort the tokens of all batches by the experts that they chose."""
+        self._group = cast("Sequence[GenerationBatch]", group)
+        self._phase = ExpertPhase([batch.call for batch in self._group if batch.call is not None])
+
+    def compute(self, layer: int, expert: int) -> None:
+        """Compute one expert over its tokens."""
+        assert self._phase is not None, "experts are gathered before they are computed"
+        views = self._store.views(Block(layer, expert))
+        self._phase.compute(expert, {name.rpartition(".")[2]: view for name, view in views.items()})
+
+    def combine(self, layer: int) -> None:
+        """Sum the experts' outputs and hand each batch its own."""
+        assert self._phase is not None, "experts are gathered before they are combined"
+        for batch, answer in zip(self._group, self._phase.outputs(), strict=True):
+            batch.answer = answer
+        self._phase = None

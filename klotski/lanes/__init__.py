@@ -1,0 +1,6 @@
+"""Lanes: what works through operations in order, and the clock they share."""
+
+from klotski.lanes.base import Clock, Event, Lane, SpanSink
+from klotski.lanes.threads import InlineLane, ThreadLane
+
+__all__ = ["Clock", "Event", "InlineLane", "Lane", "SpanSink", "ThreadLane"]

@@ -1,0 +1,17 @@
+"""The transformers model without weights, a batch as a coroutine, and expert arithmetic."""
+
+from klotski.model.batch import Decoding, GenerationBatch, Request, Result
+from klotski.model.experts import ExpertPhase
+from klotski.model.opening import OpenModel, open_model
+from klotski.model.shell import Shell
+
+__all__ = [
+    "Decoding",
+    "ExpertPhase",
+    "GenerationBatch",
+    "OpenModel",
+    "Request",
+    "Result",
+    "Shell",
+    "open_model",
+]

@@ -1,0 +1,205 @@
+"""A batch as a coroutine: `model.generate`, stopped where the pipeline has to choose."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from greenlet import greenlet
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.modeling_utils import PreTrainedModel
+
+from klotski.core import Routing
+from klotski.model.experts import ExpertsCall
+from klotski.model.handover import Handover
+
+__all__ = ["Decoding", "GenerationBatch", "Request", "Result"]
+
+
+class Request(NamedTuple):
+    """One prompt, in tokens, and how far to go."""
+
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    number: int  # its place in the workload; the seed of its noise
+
+
+class Result(NamedTuple):
+    """What came of a request. `reason`: `stop` (the model ended) or `length`."""
+
+    request: Request
+    token_ids: tuple[int, ...]
+    reason: str
+
+
+class Decoding(NamedTuple):
+    """What all requests of a run share. `stop_ids`: tokens that end a sequence."""
+
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    temperature: float
+    seed: int
+
+
+class GenerationBatch(greenlet, Handover):
+    """Requests decoded together; see `pipeline.Batch` for what the pipeline sees of it.
+
+    Prompts are padded on the left. A sequence that has ended is padded on until the batch's last
+    one ends; `on_result` hears of it at once.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        requests: Sequence[Request],
+        model: PreTrainedModel,
+        decoding: Decoding,
+        on_result: Callable[[Result], None],
+    ) -> None:
+        super().__init__()
+        self.index = index
+        self.requests = requests
+        self.call: ExpertsCall | None = None
+        self.answer: torch.Tensor | None = None
+        self.is_prefilling = True
+        self.output_tokens = 0
+        self.tokens = sum(len(request.prompt) for request in requests)
+        self._model = model
+        self._decoding = decoding
+        self._on_result = on_result
+        self._cache: Any = None
+        self._routing: Routing | None = None
+        self._num_experts = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence has ended."""
+        return self.dead
+
+    @property
+    def routing(self) -> Routing | None:
+        """What it asks for, if it has stopped at a layer's experts."""
+        return self._routing
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of its KV cache, or of whatever state its layers keep."""
+        layers = getattr(self._cache, "layers", ())
+        return sum(tensor_bytes(value) for layer in layers for value in vars(layer).values())
+
+    def resume(self) -> None:
+        """Go on to the next stop, or to the end."""
+        self.switch()
+
+    def run(self) -> None:
+        """The coroutine's body: transformers' own loop."""
+        ids, mask = pad_left([request.prompt for request in self.requests], self._decoding.pad_id)
+        watch = _Watch(self, ids.shape[1], self._on_result)
+        self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(
+                max_new_tokens=max(request.max_tokens for request in self.requests),
+                do_sample=False,
+                pad_token_id=self._decoding.pad_id,
+            ),
+            stopping_criteria=StoppingCriteriaList([watch]),
+            logits_processor=LogitsProcessorList(self._noise(ids.shape[1])),
+        )
+        self._cache = None
+
+    def enter_layer(self, layer: int, cache: Any) -> None:
+        """Stop at a layer's entry."""
+        self._cache = cache
+        self._stop()
+
+    def ask_experts(
+        self, module: nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Stop at a layer's experts; the pipeline leaves the answer in `answer`."""
+        self.call = ExpertsCall(module, hidden.reshape(-1, hidden.shape[-1]), index, weights)
+        self._routing = Routing(self.call.counts(module.num_experts))  # type: ignore[arg-type]
+        self._stop()
+        answer, self.answer = self.answer, None
+        assert answer is not None, "a batch was resumed before its experts were computed"
+        self.call = self._routing = None
+        return answer.view_as(hidden)
+
+    def step_taken(self, going: int) -> None:
+        """Sequences still going have been given a token; from now on, one of each goes in at a time."""
+        self.is_prefilling = False
+        self.tokens = len(self.requests)
+        self.output_tokens += going
+
+    def _stop(self) -> None:
+        assert self.parent is not None
+        self.parent.switch()
+
+    def _noise(self, prompt_length: int) -> list[LogitsProcessor]:
+        if self._decoding.temperature == 0:
+            return []
+        seeds = [(self._decoding.seed, request.number) for request in self.requests]
+        return [_Gumbel(seeds, self._decoding.temperature, prompt_length)]
+
+
+class _Watch(StoppingCriteria):
+    """Ends each sequence at its own stop or length, and reports it in the same step."""
+
+    def __init__(self, batch: GenerationBatch, prompt_length: int, on_result: Callable[[Result], None]) -> None:
+        self.eos_token_id = batch._decoding.stop_ids  # tells `generate` to pad what has ended
+        self._batch = batch
+        self._prompt_length = prompt_length
+        self._on_result = on_result
+        self._ended = [False] * len(batch.requests)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._batch.step_taken(self._ended.count(False))
+        length = input_ids.shape[1] - self._prompt_length
+        for row, (request, token) in enumerate(zip(self._batch.requests, input_ids[:, -1].tolist(), strict=True)):
+            stopped = token in self._batch._decoding.stop_ids
+            if not self._ended[row] and (stopped or length >= request.max_tokens):
+                self._ended[row] = True
+                tokens = input_ids[row, self._prompt_length :].tolist()
+                self._on_result(Result(request, tuple(tokens), "stop" if stopped else "length"))
+        return torch.tensor(self._ended, device=input_ids.device)
+
+
+class _Gumbel(LogitsProcessor):
+    """Sampling as an argmax: noise drawn from the request's own generator, so that a request's text
+    depends on the seed and on itself, not on the batch it happens to be in."""
+
+    def __init__(self, seeds: Sequence[tuple[int, int]], temperature: float, prompt_length: int) -> None:
+        self._temperature = temperature
+        self._generators = [torch.Generator().manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF) for seed in seeds]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        uniform = torch.stack([torch.rand(scores.shape[1], generator=each) for each in self._generators])
+        gumbel = -(-uniform.clamp(1e-20, 1 - 1e-7).log()).log()
+        return scores / self._temperature + gumbel.to(scores.device)
+
+
+def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both [B, longest prompt]."""
+    length = max(map(len, prompts))
+    ids = torch.full((len(prompts), length), pad_id)
+    mask = torch.zeros((len(prompts), length), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, length - len(prompt) :] = torch.tensor(prompt)
+        mask[row, length - len(prompt) :] = 1
+    return ids, mask
+
+
+def tensor_bytes(value: object) -> int:
+    """Bytes of a tensor, or of the tensors in a list or dict; 0 for anything else."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    if isinstance(value, list | tuple):
+        return sum(map(tensor_bytes, value))
+    return sum(map(tensor_bytes, value.values())) if isinstance(value, dict) else 0

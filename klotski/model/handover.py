@@ -1,0 +1,58 @@
+"""The two places where unmodified transformers code hands control back.
+
+A forward pre-hook on every decoder layer, and the experts interface. Both find the batch that is
+running by the greenlet that it is, tell it where it stopped, and switch to the pipeline. When the
+pipeline resumes the batch, the model's own code goes on.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from greenlet import getcurrent
+from torch import nn
+from transformers.integrations.moe import ExpertsInterface
+
+__all__ = ["EXPERTS_IMPLEMENTATION", "Handover", "install", "register"]
+
+EXPERTS_IMPLEMENTATION = "klotski"
+
+
+class Handover:
+    """What a coroutine must offer to be stopped by a model."""
+
+    def enter_layer(self, layer: int, cache: Any) -> None:
+        """Called where the coroutine is about to enter a layer; returns when it may."""
+        raise NotImplementedError
+
+    def ask_experts(
+        self, module: nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Called with tokens [T, H] and their experts [T, K]; returns the combined output [T, H]."""
+        raise NotImplementedError
+
+
+def register() -> None:
+    """Make `EXPERTS_IMPLEMENTATION` known to transformers; has to come before a model is built."""
+    ExpertsInterface.register(EXPERTS_IMPLEMENTATION, _experts_forward)
+
+
+def install(layers: Sequence[nn.Module]) -> None:
+    """Make a model's layers hand over to the greenlet that runs them."""
+    for index, layer in enumerate(layers):
+        layer.register_forward_pre_hook(partial(_before_layer, index), with_kwargs=True)
+
+
+def _before_layer(index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    batch = getcurrent()
+    assert isinstance(batch, Handover), "a streamed model runs inside a batch's coroutine only"
+    batch.enter_layer(index, kwargs.get("past_key_values"))
+
+
+def _experts_forward(
+    module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+) -> torch.Tensor:
+    batch = getcurrent()
+    assert isinstance(batch, Handover), "a streamed model runs inside a batch's coroutine only"
+    return batch.ask_experts(module, hidden_states, top_k_index, top_k_weights)

@@ -1,0 +1,78 @@
+"""Which tensor of the checkpoint belongs to which parameter of the model.
+
+transformers knows how the names on the Hub become the names in its code, and how experts that are
+saved one by one fuse into one parameter. Its rules are applied here to names alone, to learn
+where bytes belong; nothing is loaded or converted.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+
+from klotski.errors import ModelError
+from klotski.model.shell import Shell
+from klotski.weights import Checkpoint, Part
+
+__all__ = ["locate"]
+
+
+def locate(shell: Shell, checkpoint: Checkpoint) -> dict[str, list[Part]]:
+    """What each tensor of the checkpoint contributes to each parameter.
+
+    Tensors that the model has no use for (a multi-token-prediction head, say) are left out.
+
+    Raises:
+        ModelError: a parameter comes about by an operation other than putting tensors one after
+            the other, so that it cannot be read in place.
+    """
+    rules = get_model_conversion_mapping(shell.model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    wanted = shell.model.state_dict()
+    sources: dict[str, dict[str | None, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for tensor in sorted(checkpoint.tensors, key=dot_natural_key):
+        name, pattern = rename_source_key(tensor, renamings, converters, shell.model.base_model_prefix, wanted)
+        if name not in wanted and tensor in wanted:
+            name, pattern = tensor, None
+        if name in wanted:
+            sources[name][pattern].append(tensor)
+    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+    parts = {name: list(join(name, groups, by_pattern, checkpoint)) for name, groups in sources.items()}
+    return {alias: found for name, found in parts.items() for alias in shell.aliases(name)}
+
+
+def join(
+    name: str, groups: dict[str | None, list[str]], converters: dict[str, Any], checkpoint: Checkpoint
+) -> Iterable[Part]:
+    """The parts of one parameter, from the tensors that matched each source pattern."""
+    if None in groups:
+        assert len(groups[None]) == 1, f"{name} has several tensors: {groups[None]}"
+        yield Part(groups[None][0])
+        return
+    rule = converters[next(pattern for pattern in groups if pattern is not None)]
+    steps = [(type(step), getattr(step, "dim", 0)) for step in rule.operations]
+    per_expert = steps[:1] == [(MergeModulelist, 0)]
+    # Along the fused parameter's second dimension, which is an expert's first; else along the first.
+    joined = steps[1:] if per_expert else steps
+    if joined not in ([], [(Concatenate, 1 if per_expert else 0)]):
+        what = " and ".join(step.__name__ for step, _ in steps)
+        raise ModelError(f"{name} needs {what} of its tensors and cannot be read in place")
+    if not joined and len(groups) > 1:
+        raise ModelError(f"{name} is made of {len(groups)} kinds of tensors and cannot be read in place")
+    start = 0
+    for pattern in rule.source_patterns:
+        tensors = groups.get(pattern, [])
+        for expert, tensor in enumerate(tensors):
+            yield Part(tensor, expert if per_expert else None, start)
+        if tensors:
+            start += checkpoint.tensors[tensors[0]].shape[0]

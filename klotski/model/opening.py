@@ -1,0 +1,82 @@
+"""A checkpoint opened: the shell, the layout of every block, the tokenizer. No weights are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
+
+from klotski.core import Block
+from klotski.model.naming import locate
+from klotski.model.shell import FIXED, Shell, read_config
+from klotski.weights import BlockLayout, Checkpoint, lay_out
+
+__all__ = ["OpenModel", "open_model"]
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """What a run needs to know of a model before it has memory for it."""
+
+    folder: Path
+    config: PreTrainedConfig
+    shell: Shell
+    fixed: BlockLayout
+    layouts: dict[Block, BlockLayout]
+    tokenizer: Any | None
+    stop_ids: tuple[int, ...]
+    pad_id: int
+
+    @property
+    def context(self) -> int | None:
+        """The longest sequence that the model takes."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+
+def open_model(folder: Path, dtype: torch.dtype | None) -> OpenModel:
+    """Open a checkpoint to be computed in `dtype` (None: the checkpoint's own).
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        ModelError: the model is not one that can be streamed.
+    """
+    config = read_config(folder)
+    checkpoint = Checkpoint(folder)
+    shell = Shell(config, dtype or stored_dtype(config, checkpoint))
+    parts = locate(shell, checkpoint)
+    layouts = {block: lay_out(block, specs, parts, checkpoint) for block, specs in shell.specs.items()}
+    stop_ids = read_stop_ids(folder, config)
+    text = config.get_text_config()
+    pad_id = next(token for token in (getattr(text, "pad_token_id", None), *stop_ids, 0) if token is not None)
+    fixed = layouts.pop(FIXED)
+    return OpenModel(folder, config, shell, fixed, layouts, read_tokenizer(folder), stop_ids, pad_id)
+
+
+def stored_dtype(config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
+    """What the checkpoint says that it is in, or else what most of its bytes are in."""
+    said = config.dtype or getattr(config.get_text_config(), "dtype", None)
+    if isinstance(said, torch.dtype):
+        return said
+    weight: dict[torch.dtype, int] = {}
+    for tensor in checkpoint.tensors.values():
+        weight[tensor.dtype] = weight.get(tensor.dtype, 0) + tensor.nbytes
+    return max(weight, key=lambda dtype: weight[dtype])
+
+
+def read_stop_ids(folder: Path, config: PreTrainedConfig) -> tuple[int, ...]:
+    """Tokens that end a sequence: the generation config's, or else the model config's."""
+    ids = None
+    if (folder / "generation_config.json").is_file():
+        ids = GenerationConfig.from_pretrained(folder).eos_token_id
+    if ids is None:
+        ids = getattr(config.get_text_config(), "eos_token_id", None)
+    return () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+
+
+def read_tokenizer(folder: Path) -> Any | None:
+    """The checkpoint's tokenizer, if it has one."""
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in names):
+        return None
+    return AutoTokenizer.from_pretrained(folder)

@@ -1,0 +1,59 @@
+"""Which blocks to bring and which expert to compute next: pure functions of what is known.
+
+A strategy is a `Policy`, four switches of the config. There is one policy, so that every
+difference between two strategies is an override.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from klotski.core import OnDemand, Order, Prefetch
+
+__all__ = ["Policy"]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One strategy. `hot` is how many experts `Prefetch.hot` brings."""
+
+    prefetch: Prefetch
+    hot: int
+    on_demand: OnDemand
+    order: Order
+
+    def ahead(self, scores: Sequence[float]) -> list[int]:
+        """Experts to bring before the layer's routing is known, most urgent first.
+
+        `scores`: one for each expert, how much of the group's work it is expected to get.
+        """
+        match self.prefetch:
+            case Prefetch.none:
+                return []
+            case Prefetch.layer:
+                return list(range(len(scores)))
+            case Prefetch.hot:
+                return hottest(range(len(scores)), scores)[: self.hot]
+
+    def demand(self, counts: Sequence[int]) -> list[int]:
+        """Experts that one batch's routing asks for, in the order in which to send for them."""
+        used = [expert for expert, count in enumerate(counts) if count]
+        return used if self.order is Order.index else hottest(used, counts)
+
+    def choose(self, remaining: Mapping[int, int], here: Collection[int], coming: Sequence[int]) -> int:
+        """The expert to compute next.
+
+        `remaining`: tokens of each expert still to be computed; `here`, `coming`: those of them
+        that can be used now, and those on their way, next arrival first. Where some are here or
+        coming the choice is one of them: what has a slot gives it back soonest.
+        """
+        known = [*here, *coming] or list(remaining)
+        if self.order is Order.index:
+            return min(known)
+        if self.order is Order.arrival:
+            known = list(here) or list(coming[:1]) or known
+        return hottest(known, remaining)[0]
+
+
+def hottest(experts: Collection[int], weight: Mapping[int, float] | Sequence[float]) -> list[int]:
+    """Experts by weight, heaviest first; ties by index, so that runs repeat."""
+    return sorted(experts, key=lambda expert: (-weight[expert], expert))

@@ -1,0 +1,236 @@
+"""The sweep: a group of batches goes through all layers, and each block comes by once.
+
+Layer by layer: every batch goes through attention and router on the dense part; then each expert
+is computed once over the tokens of all batches; then every batch leaves the layer. What is sent
+for first: experts that routers have asked for, then dense parts, then guesses at hot experts.
+Each waits in a queue until a slot is free. Once all experts of a layer are on their way, the next
+layer's dense part and guesses follow.
+
+Written once, against lanes and residency: on thread lanes it runs a model, on virtual lanes it is
+the simulator.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from klotski.core import Block, Compute, OnDemand, Operation, Routing
+from klotski.lanes import Event, Lane
+from klotski.pipeline.policy import Policy
+from klotski.pipeline.predictor import Predictor
+from klotski.weights.residency import Residency
+
+__all__ = ["Batch", "PrefetchCount", "Sweeper", "Worker"]
+
+
+class Batch(Protocol):
+    """Sequences decoded together: a coroutine that stops where the pipeline has to choose."""
+
+    index: int
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence has ended; never true inside a sweep."""
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether the step that it is in reads prompts, rather than one new token of each sequence."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the layers in the step that it is in."""
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that its sequences have been given so far; padding after an end does not count."""
+
+    @property
+    def routing(self) -> Routing | None:
+        """What it asks for, if it has stopped at a layer's experts; None at a layer's entry."""
+
+    def resume(self) -> None:
+        """Go on to the next stop: the layer's experts, the next layer, or the end."""
+
+
+class Worker(Protocol):
+    """Does what operations on the compute lane stand for."""
+
+    def enter(self, layer: int) -> None:
+        """The layer's dense part is here: make the model use it."""
+
+    def gather(self, layer: int, group: Sequence[Batch]) -> None:
+        """Sort the tokens of all batches by the experts that they chose."""
+
+    def compute(self, layer: int, expert: int) -> None:
+        """Compute one expert over its tokens."""
+
+    def combine(self, layer: int) -> None:
+        """Sum the experts' outputs and hand each batch its own."""
+
+
+@dataclass
+class PrefetchCount:
+    """How prefetching fared: experts that were sent for before any router asked for them."""
+
+    requested: int = 0
+    used: int = 0
+
+
+class Sweeper:
+    """Drives groups through the layers, one sweep at a time.
+
+    `experts`: how many each layer has, 0 for a layer without.
+    """
+
+    def __init__(
+        self,
+        experts: Sequence[int],
+        policy: Policy,
+        predictor: Predictor,
+        residency: Residency,
+        compute: Lane,
+        worker: Worker,
+    ) -> None:
+        self._experts = experts
+        self._policy = policy
+        self._predictor = predictor
+        self._residency = residency
+        self._compute = compute
+        self._worker = worker
+        self._demanded: deque[Block] = deque()
+        self._dense: deque[Block] = deque()
+        self._guesses: deque[Block] = deque()
+        self._guessed: set[Block] = set()  # sent for as guesses; whether they are of use is not known yet
+        self.prefetch = PrefetchCount()
+
+    def sweep(self, group: Sequence[Batch]) -> None:
+        """Take every batch through all layers; each ends at the first layer again, or finished."""
+        for layer in range(len(self._experts)):
+            self._layer(layer, group)
+
+    def close(self) -> None:
+        """Give back what was brought for a sweep that will not come."""
+        for block in self._residency.held():
+            self._residency.release(block)
+        self._residency.check_integrity()
+
+    def _layer(self, layer: int, group: Sequence[Batch]) -> None:
+        dense = Block(layer)
+        self._bring_ahead(layer)
+        self._need(dense)
+        uses, counts = self._attention(layer, group)
+        if counts is not None:
+            self._settle_guesses(layer, counts)
+            self._compute_experts(layer, group, counts)
+            uses = [self._finish(layer, batch) for batch in group]
+        self._residency.release(dense, uses[-1])
+        self._pump()
+
+    def _attention(self, layer: int, group: Sequence[Batch]) -> tuple[list[Event], list[int] | None]:
+        """The batches' passes, and the tokens of each expert over all of them (None: no experts)."""
+        after = self._residency.arrival(Block(layer))
+        totals = [0] * self._experts[layer]
+        uses = []
+        for position, batch in enumerate(group):
+            operation = Operation(Compute.ATTENTION, layer, batch=batch.index, tokens=batch.tokens)
+            run = batch.resume if position else partial(self._enter, layer, batch)
+            uses.append(self._compute.submit(operation, run, after))
+            if batch.routing is not None:
+                totals = [total + count for total, count in zip(totals, batch.routing.counts, strict=True)]
+                self._demand(layer, batch.routing)
+        routed = {batch.routing is not None for batch in group}
+        assert len(routed) == 1, "batches disagree on whether the layer has experts"
+        if not routed.pop():
+            return uses, None
+        self._predictor.observe(layer, totals)
+        return uses, totals
+
+    def _enter(self, layer: int, batch: Batch) -> None:
+        self._worker.enter(layer)
+        batch.resume()
+
+    def _demand(self, layer: int, routing: Routing) -> None:
+        """Send for the experts that a batch has just asked for, unless they wait for their turn."""
+        if self._policy.on_demand is OnDemand.lazy:
+            return
+        for expert in self._policy.demand(routing.counts):
+            block = Block(layer, expert)
+            if not self._residency.is_known(block) and block not in self._demanded:
+                self._demanded.append(block)
+        self._guesses = deque(block for block in self._guesses if block not in self._demanded)
+        self._pump()
+
+    def _settle_guesses(self, layer: int, counts: Sequence[int]) -> None:
+        """All routing is known: forget the layer's open guesses and give back the wrong ones."""
+        self._guesses = deque(block for block in self._guesses if block.layer != layer)
+        for block in [block for block in self._guessed if block.layer == layer]:
+            self._guessed.remove(block)
+            if counts[block.expert]:
+                self.prefetch.used += 1
+            else:
+                self._residency.release(block)
+        self._pump()
+
+    def _compute_experts(self, layer: int, group: Sequence[Batch], counts: Sequence[int]) -> None:
+        remaining = {expert: count for expert, count in enumerate(counts) if count}
+        tokens = sum(remaining.values())
+        gather = Operation(Compute.GATHER, layer, tokens=tokens)
+        self._compute.submit(gather, partial(self._worker.gather, layer, group))
+        looked_ahead = False
+        while remaining:
+            if not self._demanded and not looked_ahead:
+                self._bring_ahead((layer + 1) % len(self._experts))
+                looked_ahead = True
+            block = Block(layer, self._choose(layer, remaining))
+            self._need(block)
+            done = self._compute.submit(
+                Operation(Compute.EXPERT, layer, block.expert, tokens=remaining.pop(block.expert)),
+                partial(self._worker.compute, layer, block.expert),
+                self._residency.arrival(block),
+            )
+            self._residency.release(block, done)
+            self._pump()
+        combine = Operation(Compute.COMBINE, layer, tokens=tokens)
+        self._compute.submit(combine, partial(self._worker.combine, layer))
+
+    def _choose(self, layer: int, remaining: dict[int, int]) -> int:
+        here = [expert for expert in remaining if self._residency.is_here(Block(layer, expert))]
+        coming = [
+            block.expert
+            for block in self._residency.coming()
+            if block.layer == layer and block.expert in remaining and block.expert not in here
+        ]
+        return self._policy.choose(remaining, here, coming)
+
+    def _finish(self, layer: int, batch: Batch) -> Event:
+        operation = Operation(Compute.FINISH, layer, batch=batch.index, tokens=batch.tokens)
+        return self._compute.submit(operation, batch.resume)
+
+    def _bring_ahead(self, layer: int) -> None:
+        """Send for a layer's dense part, and for the experts that the policy expects it to need."""
+        if self._policy.on_demand is OnDemand.lazy:
+            return
+        if not self._residency.is_known(Block(layer)) and Block(layer) not in self._dense:
+            self._dense.append(Block(layer))
+        for expert in self._policy.ahead(self._predictor.scores(layer)):
+            block = Block(layer, expert)
+            if not self._residency.is_known(block) and block not in self._guesses:
+                self._guesses.append(block)
+        self._pump()
+
+    def _need(self, block: Block) -> None:
+        """Send for a block whose turn has come, if that has not been done ahead of it."""
+        if not self._residency.is_known(block):
+            self._residency.request(block)
+
+    def _pump(self) -> None:
+        """Send for the heads of the queues while there are slots for them."""
+        for queue in (self._demanded, self._dense, self._guesses):
+            while queue and self._residency.has_free_slot(queue[0]):
+                block = queue.popleft()
+                self._residency.request(block)
+                if queue is self._guesses:
+                    self._guessed.add(block)
+                    self.prefetch.requested += 1

@@ -1,0 +1,57 @@
+"""What a plan is made from: the model's sizes, and what the workload asks of memory."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from klotski.core import Block
+
+__all__ = ["Demand", "ModelFacts"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Sizes of a model in bytes, as they are on the device.
+
+    `kv_bytes` is an upper bound for each token of context; `activation_bytes` for each token in
+    flight in a sweep: residual, normed input and gathered copy, its K outputs, and the inside of
+    an expert to which every token may have gone.
+    """
+
+    fixed_bytes: int
+    block_bytes: Mapping[Block, int]
+    expert_counts: Sequence[int]
+    top_k: int
+    kv_bytes: int
+    activation_bytes: int
+    logits_bytes: int  # for each sequence of a batch
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights."""
+        return self.fixed_bytes + sum(self.block_bytes.values())
+
+    def largest(self, *, dense: bool) -> int:
+        """The largest block of a kind."""
+        return max((size for block, size in self.block_bytes.items() if block.is_dense is dense), default=0)
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The workload: prompt length and longest output of each request, longest prompts first."""
+
+    lengths: Sequence[tuple[int, int]]
+
+    def tokens(self, n_batches: int, batch_size: int) -> tuple[int, int]:
+        """Tokens of KV cache, and tokens in flight, that the heaviest group of n batches needs.
+
+        Batches are cut in order; each is padded to its longest prompt and lives as long as its
+        longest output.
+        """
+        contexts, prompts = [], []
+        for start in range(0, len(self.lengths), batch_size):
+            batch = self.lengths[start : start + batch_size]
+            longest = max(prompt for prompt, _ in batch)
+            prompts.append(len(batch) * longest)
+            contexts.append(len(batch) * (longest + max(output for _, output in batch)))
+        heaviest = sum(sorted(contexts, reverse=True)[:n_batches])
+        return heaviest, sum(sorted(prompts, reverse=True)[:n_batches])

@@ -1,0 +1,224 @@
+"""The structured configs: every key of a run, its type and what it means.
+
+With refusals.py the only room that knows OmegaConf. `register()` makes the schemas known to Hydra; `load()` turns
+what Hydra composed into a `RunConfig`, or raises a `ConfigError` that names the key.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from klotski.core import OnDemand, Order, Prefetch, Residents
+from klotski.errors import ConfigError
+from klotski.refusals import did_you_mean, explain
+from klotski.units import parse_count, parse_size
+
+__all__ = [
+    "DType",
+    "ExecutorConfig",
+    "HwConfig",
+    "JsonlWorkload",
+    "ModelConfig",
+    "PipelineConfig",
+    "PlacementConfig",
+    "RunConfig",
+    "SyntheticWorkload",
+    "WorkloadConfig",
+    "load",
+    "register",
+]
+
+
+class DType(Enum):
+    """The type of the numbers that are computed with."""
+
+    auto = "auto"
+    """The checkpoint's own."""
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass
+class ModelConfig:
+    """Which weights."""
+
+    name: str = MISSING
+    path: str = MISSING
+    """A folder in the Hub's layout, a hub id, or `bundled` for the model in the package."""
+    dtype: DType = DType.auto
+    auto_device_memory: str = "auto"
+    """What `hw.device_memory=auto` means for the bundled model."""
+
+
+@dataclass
+class HwConfig:
+    """Which tiers, and how much of each may be used."""
+
+    name: str = MISSING
+    device_memory: str = "auto"
+    """Budget where arithmetic happens: weights, slots, KV cache, activations. `auto`: 80 % of what is free."""
+    host_memory: str = "auto"
+    """Budget of the tier below a GPU. Without a GPU the device tier is CPU memory, and this is unused."""
+    threads: str = "auto"
+    """Cores for arithmetic."""
+
+
+@dataclass
+class PlacementConfig:
+    """What lives where."""
+
+    name: str = MISSING
+    residents: Residents = Residents.greedy
+
+
+@dataclass
+class PipelineConfig:
+    """In which order blocks move and are used. Strategies differ in these switches alone."""
+
+    name: str = MISSING
+    n_batches: str = "auto"
+    """Batches of the group that share each block's arrival (the paper's n)."""
+    batch_size: str = "auto"
+    """Sequences decoded together."""
+    prefetch: Prefetch = Prefetch.hot
+    hot_experts: str = "auto"
+    """How many experts of a layer `prefetch=hot` brings. `auto`: as many as a token chooses."""
+    on_demand: OnDemand = OnDemand.eager
+    order: Order = Order.arrival
+
+
+@dataclass
+class ExecutorConfig:
+    """Who carries the run out."""
+
+    name: str = MISSING
+
+
+@dataclass
+class WorkloadConfig:
+    """The requests."""
+
+    name: str = MISSING
+    limit: int | None = None
+    """Only the first so many requests."""
+    temperature: float = 0.0
+    """0: greedy. Above: sampled, with noise that depends on `seed` and the request alone."""
+    seed: int = 0
+
+
+@dataclass
+class JsonlWorkload(WorkloadConfig):
+    """Requests from a file, one JSON object a line."""
+
+    path: str = MISSING
+    """The file, or `bundled` for the prompts in the package."""
+    max_tokens: int = 128
+    """Output tokens of a request whose line has no `max_tokens`."""
+
+
+@dataclass
+class SyntheticWorkload(WorkloadConfig):
+    """Requests of random tokens, with no early end."""
+
+    num_requests: int = 32
+    input_tokens: int = 64
+    output_tokens: int = 32
+
+
+@dataclass
+class RunConfig:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    hw: HwConfig = field(default_factory=HwConfig)
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+
+
+def register() -> None:
+    """Make the schemas and the `${pid:}` resolver known to Hydra; may be called again."""
+    OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=RunConfig)
+    for group, name, node in (
+        ("model", "model", ModelConfig),
+        ("hw", "hw", HwConfig),
+        ("placement", "placement", PlacementConfig),
+        ("pipeline", "pipeline", PipelineConfig),
+        ("executor", "executor", ExecutorConfig),
+        ("workload", "workload_jsonl", JsonlWorkload),
+        ("workload", "workload_synthetic", SyntheticWorkload),
+    ):
+        store.store(group=f"{group}/schema", name=name, node=node)
+
+
+def load(composed: DictConfig) -> RunConfig:
+    """The typed form of what Hydra composed.
+
+    Raises:
+        ConfigError: a key does not exist, has no value or does not fit; the message names it.
+    """
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise explain(error) from error
+    assert isinstance(config, RunConfig)
+    for key, siblings in unknown_keys(composed, config):
+        raise ConfigError(f"{key} is not a setting; {did_you_mean(key.rpartition('.')[2], siblings)}")
+    check(config)
+    return config
+
+
+def check(config: RunConfig) -> None:
+    """Refuse values that fit their type but nothing else."""
+    parse_size("hw.device_memory", config.hw.device_memory)
+    parse_size("hw.host_memory", config.hw.host_memory)
+    parse_size("model.auto_device_memory", config.model.auto_device_memory)
+    parse_count("hw.threads", config.hw.threads)
+    n_batches = parse_count("pipeline.n_batches", config.pipeline.n_batches)
+    parse_count("pipeline.batch_size", config.pipeline.batch_size)
+    parse_count("pipeline.hot_experts", config.pipeline.hot_experts)
+    if config.pipeline.on_demand is OnDemand.lazy and config.pipeline.prefetch is not Prefetch.none:
+        raise ConfigError(
+            f"pipeline.on_demand=lazy fetches a block when its turn comes and cannot be combined with "
+            f"pipeline.prefetch={config.pipeline.prefetch.value}; set pipeline.on_demand=eager or "
+            "pipeline.prefetch=none"
+        )
+    if config.pipeline.on_demand is OnDemand.lazy and config.pipeline.order is Order.arrival:
+        raise ConfigError(
+            "pipeline.order=arrival needs experts on their way to choose from, and pipeline.on_demand=lazy sends "
+            "for one at a time; set pipeline.on_demand=eager or pipeline.order=index"
+        )
+    if n_batches is not None and config.executor.name == "auto" and n_batches > 4096:
+        raise ConfigError(f"pipeline.n_batches={n_batches} is more than the 4096 batches a group may have")
+    check_workload(config.workload)
+
+
+def check_workload(workload: WorkloadConfig) -> None:
+    """Refuse lengths, counts and temperatures that no run could have."""
+    positive = ("limit", "max_tokens", "num_requests", "input_tokens", "output_tokens")
+    for name in positive:
+        value = getattr(workload, name, None)
+        if value is not None and value < 1:
+            raise ConfigError(f"workload.{name}={value} must be at least 1")
+    if workload.temperature < 0:
+        raise ConfigError(f"workload.temperature={workload.temperature} must be 0 (greedy) or more")
+
+
+def unknown_keys(composed: Mapping[Any, Any], config: object, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Keys that `+` added beside the schema, each with the keys that exist there."""
+    assert is_dataclass(config)
+    known = [each.name for each in fields(config)]
+    for key in composed:
+        if key not in known:
+            yield f"{prefix}{key}", known
+        elif is_dataclass(child := getattr(config, key)):
+            yield from unknown_keys(composed[key], child, f"{prefix}{key}.")

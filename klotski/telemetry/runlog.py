@@ -1,0 +1,118 @@
+"""The run's folder, as other programs rely on it.
+
+A line of `results.jsonl` or `errors.jsonl` is written by one system call as soon as it is known:
+whatever kills the process, lines are whole. `metrics.json` is written whatever happens, even when
+the disk has filled up: a reserve of a few pages is given back first.
+"""
+
+import errno
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from klotski.errors import OutputError
+
+__all__ = ["SCHEMA_VERSION", "RunLog"]
+
+SCHEMA_VERSION = 1  # of everything in the folder; raised when a reader would have to change
+RESERVE = 64 << 10  # bytes
+
+
+class RunLog:
+    """Writes a run's files.
+
+    Raises:
+        OutputError: a file cannot be written; the message names it and says why.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started = time.monotonic()
+        self._descriptors: dict[str, int] = {}
+        self.num_errors = 0
+        self._guard("run.json", self._open)
+
+    def clock(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._started
+
+    def result(self, line: dict[str, Any]) -> None:
+        """One line of `results.jsonl`."""
+        self._append("results.jsonl", msgspec.json.encode(line) + b"\n")
+
+    def error(self, line: dict[str, Any]) -> None:
+        """One line of `errors.jsonl`."""
+        self.num_errors += 1
+        self._append("errors.jsonl", msgspec.json.encode(line) + b"\n")
+
+    def events(self, lines: bytes) -> None:
+        """Lines of `events.jsonl`."""
+        self._append("events.jsonl", lines)
+
+    def plan(self, plan: dict[str, Any]) -> None:
+        """`plan.json`."""
+        self._guard("plan.json", lambda: write_whole(self.folder / "plan.json", plan))
+
+    def metrics(self, metrics: dict[str, Any]) -> None:
+        """`metrics.json`; the last thing a run writes."""
+        (self.folder / ".reserve").unlink(missing_ok=True)
+        self._guard("metrics.json", lambda: write_whole(self.folder / "metrics.json", metrics))
+
+    def close(self) -> None:
+        """Close the files; may be called twice."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+        (self.folder / ".reserve").unlink(missing_ok=True)
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("results.jsonl", "errors.jsonl", "events.jsonl"):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+            self._descriptors[name] = os.open(self.folder / name, flags, 0o644)
+        (self.folder / ".reserve").write_bytes(bytes(RESERVE))
+        identity = {
+            "schema": SCHEMA_VERSION,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "start": time.time(),
+        }
+        write_whole(self.folder / "run.json", identity)
+
+    def _append(self, name: str, data: bytes) -> None:
+        self._guard(name, lambda: write_all(self._descriptors[name], data))
+
+    def _guard(self, name: str, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            what = "no space is left" if error.errno == errno.ENOSPC else error.strerror
+            raise OutputError(
+                f"{self.folder / name} could not be written: {what}; what was finished is in results.jsonl"
+            ) from error
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Append bytes; a line is one system call unless the kernel takes less."""
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def write_whole(file: Path, content: dict[str, Any]) -> None:
+    """Replace a JSON file at once, so that no reader sees half of it."""
+    draft = file.with_suffix(".draft")
+    draft.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+    draft.replace(file)

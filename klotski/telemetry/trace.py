@@ -1,0 +1,73 @@
+"""`trace.json`: the run's events in Chrome's trace format, which Perfetto opens.
+
+One track for each lane, and one for the bubbles of the compute lane. Source of the format:
+https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from klotski.core import DENSE
+from klotski.telemetry.recorder import BubbleEvent, SpanEvent, SweepEvent
+
+__all__ = ["write_trace"]
+
+BUBBLES = "bubbles"
+TRACKS = ("compute", BUBBLES, "disk", "sweeps")  # from top to bottom; other lanes follow
+
+
+def write_trace(events: Path, trace: Path) -> None:
+    """Turn `events.jsonl` into `trace.json`, line by line."""
+    decoder = msgspec.json.Decoder(SpanEvent | BubbleEvent | SweepEvent)
+    tracks: dict[str, int] = {}
+    with events.open("rb") as lines, trace.open("wb") as out:
+        out.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
+        out.write(msgspec.json.encode({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "klotski"}}))
+        for line in lines:
+            for entry in entries(decoder.decode(line), tracks):
+                out.write(b",\n" + msgspec.json.encode(entry))
+        out.write(b"\n]}\n")
+
+
+def entries(event: SpanEvent | BubbleEvent | SweepEvent, tracks: dict[str, int]) -> Iterator[dict[str, Any]]:
+    """The trace entries of one event, with the track's name before its first use."""
+    match event:
+        case SweepEvent():
+            track, name = "sweeps", f"sweep {event.index}"
+            args = {
+                "batches": event.batches,
+                "prefill_tokens": event.prefill_tokens,
+                "decode_tokens": event.decode_tokens,
+            }
+        case BubbleEvent():
+            track, name = BUBBLES, f"wait for {label(event)}"
+            args = {"layer": event.layer}
+        case SpanEvent():
+            track, name = event.lane, label(event)
+            args = {"layer": event.layer, "bytes": event.bytes, "tokens": event.tokens}
+    if track not in tracks:
+        tracks[track] = TRACKS.index(track) if track in TRACKS else len(TRACKS) + len(tracks)
+        for kind, value in (
+            ("thread_name", {"name": track}),
+            ("thread_sort_index", {"sort_index": tracks[track]}),
+        ):
+            yield {"ph": "M", "pid": 1, "tid": tracks[track], "name": kind, "args": value}
+    yield {
+        "ph": "X",
+        "pid": 1,
+        "tid": tracks[track],
+        "name": name,
+        "ts": round(event.begin * 1e6, 3),
+        "dur": round((event.end - event.begin) * 1e6, 3),
+        "args": args,
+    }
+
+
+def label(event: SpanEvent) -> str:
+    """What an operation is called on its track."""
+    expert = f" {event.expert}" if event.expert != DENSE else ""
+    batch = f" batch {event.batch}" if event.batch >= 0 else ""
+    return f"L{event.layer} {event.kind}{expert}{batch}"

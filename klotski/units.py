@@ -1,0 +1,53 @@
+"""Sizes as people write them."""
+
+import re
+
+from klotski.errors import ConfigError
+
+__all__ = ["format_size", "parse_count", "parse_size"]
+
+UNITS = {"": 1, "b": 1} | {
+    prefix + unit: base**power
+    for power, prefix in enumerate("kmgt", start=1)
+    for unit, base in (("", 1024), ("b", 1000), ("ib", 1024))
+}
+
+
+def parse_size(key: str, text: str) -> int | None:
+    """Bytes of a size as people write it (`2.5GB`, `512MiB`, `1000000`); None for `auto`.
+
+    GB is 10^9 bytes; GiB and a bare G are 2^30.
+
+    Raises:
+        ConfigError: it is not a size, or not above zero.
+    """
+    if text.strip().lower() == "auto":
+        return None
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in UNITS:
+        raise ConfigError(f"{key}={text} is not a size; write it like 2.5GB, 512MiB or auto")
+    size = int(float(match[1]) * UNITS[match[2]])
+    if size < 1:
+        raise ConfigError(f"{key}={text} must be above zero")
+    return size
+
+
+def parse_count(key: str, text: str) -> int | None:
+    """A whole number of at least 1; None for `auto`.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text.strip().lower() == "auto":
+        return None
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ConfigError(f"{key}={text} must be a whole number of at least 1, or auto")
+    return int(text)
+
+
+def format_size(nbytes: float) -> str:
+    """A size with three digits, in units that `parse_size` reads back: 12.3MB."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.3g}{unit}" if nbytes < 999.5 * scale else f"{nbytes / scale:.0f}{unit}"
+    return f"{nbytes:.0f}B"

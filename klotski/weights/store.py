@@ -1,0 +1,73 @@
+"""The memory behind the slots: allocated once, filled by a lane, seen as parameters."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+
+from klotski.core import Block, Operation
+from klotski.lanes import Event, Lane
+from klotski.weights.layout import BlockLayout
+from klotski.weights.reader import Reader
+from klotski.weights.residency import Residency, SlotKind
+
+__all__ = ["BlockStore", "slot_sizes"]
+
+
+class BlockStore:
+    """Slots and residents of one tier.
+
+    All memory is allocated here, once: `nbytes` is what was taken. Residents are read before the
+    first sweep (`load_residents`); the others when `residency` hands out a slot for them.
+    """
+
+    def __init__(
+        self,
+        layouts: Mapping[Block, BlockLayout],
+        slots: Mapping[SlotKind, int],
+        residents: Collection[Block],
+        reader: Reader,
+        lane: Lane,
+    ) -> None:
+        self._layouts = layouts
+        self._reader = reader
+        self._lane = lane
+        self._slot_bytes = slot_sizes(layouts)
+        self._slots = {
+            kind: torch.empty((slots.get(kind, 0), size), dtype=torch.uint8) for kind, size in self._slot_bytes.items()
+        }
+        self._residents = {block: torch.empty(layouts[block].slot_bytes, dtype=torch.uint8) for block in residents}
+        self.residency = Residency(slots, residents, self._bring)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slots and residents."""
+        return sum(memory.numel() for memory in (*self._slots.values(), *self._residents.values()))
+
+    def load_residents(self) -> None:
+        """Read all residents; returns when they are here."""
+        for event in [self._read(block, memory, ()) for block, memory in self._residents.items()]:
+            event.wait()
+
+    def views(self, block: Block) -> dict[str, torch.Tensor]:
+        """A block's parameters by name, as views of its memory. Valid until it is released."""
+        memory = self._residents.get(block)
+        if memory is None:
+            memory = self._slots[SlotKind.of(block)][self.residency.slot(block)]
+        return self._layouts[block].views_of(memory)
+
+    def _bring(self, block: Block, slot: int, after: Collection[Event]) -> Event:
+        return self._read(block, self._slots[SlotKind.of(block)][slot], after)
+
+    def _read(self, block: Block, memory: torch.Tensor, after: Collection[Event]) -> Event:
+        layout = self._layouts[block]
+        operation = Operation(SlotKind.of(block), block.layer, block.expert, nbytes=layout.disk_bytes)
+        return self._lane.submit(operation, lambda: self._reader.read(layout, memory), tuple(after))
+
+
+def slot_sizes(layouts: Mapping[Block, BlockLayout]) -> dict[SlotKind, int]:
+    """Bytes of a slot of each kind: the largest block that it may have to hold."""
+    sizes = dict.fromkeys(SlotKind, 0)
+    for block, layout in layouts.items():
+        kind = SlotKind.of(block)
+        sizes[kind] = max(sizes[kind], layout.slot_bytes)
+    return sizes
