@@ -30,7 +30,7 @@ INTERRUPTED = 130  # the shell's status for a process that Ctrl-C ended
 def main() -> int:
     """The command `klotski`; returns the exit status."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on, to be told in one sentence
-    schema.register()
+    schema.register(config_folder())
     failures: list[KlotskiError] = []
 
     @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
@@ -48,6 +48,9 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # `klotski --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 1 if failures else 0
 
 
@@ -64,6 +67,9 @@ def run(composed: DictConfig, folder: Path) -> None:
         KlotskiError: what a user can mend.
         KeyboardInterrupt: the user ended it.
     """
+    # OpenMP's threads would spin for their next piece of work, on the cores that the disk lane and
+    # other programs need; asleep, they are back in microseconds. Has to be set before torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Heavy imports come after Hydra has answered --help, --cfg and misspelt overrides.
     from klotski.executors import create
     from klotski.telemetry import Recorder, RunLog, Totals
@@ -97,8 +103,9 @@ def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder
 
     metrics = summarize(status, mode, totals, recorder, reason)
     log.metrics(metrics)
-    if status == "ok":
+    if status != "failed":
         write_trace(log.folder / "events.jsonl", log.folder / "trace.json")
+    if status == "ok":
         print_summary(metrics, log.num_errors, log.folder)
 
 

@@ -13,7 +13,9 @@ __all__ = [
     "Operation",
     "Order",
     "Prefetch",
+    "Request",
     "Residents",
+    "Result",
     "Routing",
     "Span",
 ]
@@ -75,6 +77,23 @@ class Span:
     operation: Operation
     begin: float
     end: float
+
+
+class Request(NamedTuple):
+    """One prompt, in tokens, and how far to go."""
+
+    id: str
+    prompt: tuple[int, ...]
+    max_tokens: int
+    number: int  # its place in the workload; the seed of its noise
+
+
+class Result(NamedTuple):
+    """What came of a request. `reason`: `stop` (the model ended) or `length`."""
+
+    request: Request
+    token_ids: tuple[int, ...]
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,12 @@ what Hydra composed into a `RunConfig`, or raises a `ConfigError` that names the
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -143,9 +146,13 @@ class RunConfig:
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
 
 
-def register() -> None:
-    """Make the schemas and the `${pid:}` resolver known to Hydra; may be called again."""
+def register(configs: Path) -> None:
+    """Make the schemas known to Hydra, and what configs interpolate; may be called again.
+
+    `${pid:}` is the process id, `${options:}` a list of all groups and options in `configs`.
+    """
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
+    OmegaConf.register_new_resolver("options", partial(list_options, configs), replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig)
     for group, name, node in (
@@ -158,6 +165,18 @@ def register() -> None:
         ("workload", "workload_synthetic", SyntheticWorkload),
     ):
         store.store(group=f"{group}/schema", name=name, node=node)
+
+
+def list_options(configs: Path) -> str:
+    """Every option of every group, with the first sentence of its file's opening comment."""
+    lines = []
+    for group in [*(each.name for each in fields(RunConfig)), "experiment"]:
+        lines.append(group)
+        for file in sorted((configs / group).glob("*.yaml")):
+            comment = " ".join(line[2:] for line in file.read_text().splitlines() if line.startswith("# "))
+            sentence = re.split(r"\.(?:\s|$)", comment.removeprefix("@package _global_ "))[0]
+            lines.append(f"  {file.stem:<12} {sentence}")
+    return "\n".join(lines)
 
 
 def load(composed: DictConfig) -> RunConfig:

@@ -13,7 +13,7 @@ __all__ = ["read_lines", "read_results", "run_engine", "write_requests"]
 
 def run_engine(folder: Path, *overrides: str) -> Path:
     """One run into `folder`; raises what ended it."""
-    schema.register()
+    schema.register(app.config_folder())
     with initialize_config_dir(version_base="1.3", config_dir=str(app.config_folder())):
         composed = compose("config", overrides=list(overrides))
     app.run(composed, folder)

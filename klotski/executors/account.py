@@ -7,7 +7,7 @@ from types import TracebackType
 import psutil
 from rich.console import Console
 
-from klotski.model import GenerationBatch, Request, Result
+from klotski.core import Request, Result
 from klotski.pipeline import PrefetchCount, SweepReport
 from klotski.telemetry import Progress, Recorder, RunLog, SweepEvent, SweepUse, Totals
 from klotski.workload import Encoder, result_line
@@ -27,7 +27,6 @@ class Account:
         self._totals = totals
         self._expected = sum(request.max_tokens for request in requests)
         self._progress = Progress(len(requests), Console(stderr=True))
-        self._batches: Sequence[GenerationBatch] = ()
         self._prefetch = PrefetchCount()
         self._weights = 0
         self._busy: dict[str, float] = {}
@@ -48,9 +47,9 @@ class Account:
         self._weights = nbytes
         self._busy, self._bytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
 
-    def sweeping(self, batches: Sequence[GenerationBatch], prefetch: PrefetchCount) -> None:
-        """The batches that will be swept, and the sweeper's count of guesses."""
-        self._batches, self._prefetch = batches, prefetch
+    def sweeping(self, prefetch: PrefetchCount) -> None:
+        """Sweeps begin; the sweeper keeps `prefetch` as they go."""
+        self._prefetch = prefetch
 
     def result(self, result: Result) -> None:
         """A request has finished: its line is on disk when this returns."""
@@ -78,7 +77,7 @@ class Account:
             self._prefetch.requested,
             self._prefetch.used,
         )
-        self._note_memory()
+        self._note_memory(report.cache_bytes)
         self._recorder.sweep(
             SweepEvent(
                 report.index,
@@ -92,8 +91,7 @@ class Account:
         self._recorder.flush()
         self._progress.advance(self._totals.num_requests, self._totals.output_tokens, self._expected)
 
-    def _note_memory(self) -> None:
-        cache = sum(batch.cache_bytes for batch in self._batches)
+    def _note_memory(self, cache_bytes: int) -> None:
         peak = self._totals.peak_memory
-        peak["device"] = max(peak.get("device", 0), self._weights + cache)
+        peak["device"] = max(peak.get("device", 0), self._weights + cache_bytes)
         peak["process"] = max(peak.get("process", 0), psutil.Process(os.getpid()).memory_info().rss)

@@ -7,12 +7,12 @@ from contextlib import ExitStack
 import torch
 
 from klotski.assets import BUNDLED, TINY
-from klotski.core import LaneName
+from klotski.core import LaneName, Request
 from klotski.executors.account import Account
 from klotski.executors.facts import gather_facts
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, ThreadLane
-from klotski.model import Decoding, GenerationBatch, OpenModel, Request, open_model
+from klotski.model import Decoding, GenerationBatch, OpenModel, open_model
 from klotski.pipeline import Policy, Popularity, Sweeper, run_group
 from klotski.planner import Demand, Plan, free_memory, make_plan
 from klotski.schema import DType, RunConfig, SyntheticWorkload
@@ -38,6 +38,8 @@ class TorchExecutor:
         threads = parse_count("hw.threads", config.hw.threads)
         if threads is not None:
             torch.set_num_threads(threads)
+        if config.hw.host_memory != "auto":
+            logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
         folder = TINY if config.model.path == BUNDLED else resolve(config.model.path)
         model = open_model(folder, DTYPES[config.model.dtype])
         encoder = Encoder(model.tokenizer, model.config.get_text_config().vocab_size, model.context)
@@ -131,9 +133,9 @@ def sweep_all(
     decoding = Decoding(
         model.stop_ids if ends_early else (), model.pad_id, config.workload.temperature, config.workload.seed
     )
-    batches = [
+    batches = (
         GenerationBatch(index, rows, model.shell.model, decoding, account.result)
         for index, rows in enumerate(cut_batches(requests, plan.batch_size))
-    ]
-    account.sweeping(batches, sweeper.prefetch)
-    run_group(iter(batches), plan.n_batches, sweeper, compute, log.clock, account.sweep)
+    )
+    account.sweeping(sweeper.prefetch)
+    run_group(batches, plan.n_batches, sweeper, compute, log.clock, account.sweep)

@@ -1,6 +1,6 @@
 """The transformers model without weights, a batch as a coroutine, and expert arithmetic."""
 
-from klotski.model.batch import Decoding, GenerationBatch, Request, Result
+from klotski.model.batch import Decoding, GenerationBatch
 from klotski.model.experts import ExpertPhase
 from klotski.model.opening import OpenModel, open_model
 from klotski.model.shell import Shell
@@ -10,8 +10,6 @@ __all__ = [
     "ExpertPhase",
     "GenerationBatch",
     "OpenModel",
-    "Request",
-    "Result",
     "Shell",
     "open_model",
 ]

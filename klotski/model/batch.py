@@ -15,28 +15,14 @@ from transformers import (
 )
 from transformers.modeling_utils import PreTrainedModel
 
-from klotski.core import Routing
+from klotski.core import Request, Result, Routing
 from klotski.model.experts import ExpertsCall
 from klotski.model.handover import Handover
 
-__all__ = ["Decoding", "GenerationBatch", "Request", "Result"]
+__all__ = ["Decoding", "GenerationBatch"]
 
 
-class Request(NamedTuple):
-    """One prompt, in tokens, and how far to go."""
-
-    id: str
-    prompt: tuple[int, ...]
-    max_tokens: int
-    number: int  # its place in the workload; the seed of its noise
-
-
-class Result(NamedTuple):
-    """What came of a request. `reason`: `stop` (the model ended) or `length`."""
-
-    request: Request
-    token_ids: tuple[int, ...]
-    reason: str
+SEEDS_APART = 1_000_000_007  # between two runs' seeds there is room for as many requests
 
 
 class Decoding(NamedTuple):
@@ -111,9 +97,8 @@ class GenerationBatch(greenlet, Handover):
                 pad_token_id=self._decoding.pad_id,
             ),
             stopping_criteria=StoppingCriteriaList([watch]),
-            logits_processor=LogitsProcessorList(self._noise(ids.shape[1])),
+            logits_processor=LogitsProcessorList(self._noise()),
         )
-        self._cache = None
 
     def enter_layer(self, layer: int, cache: Any) -> None:
         """Stop at a layer's entry."""
@@ -142,11 +127,11 @@ class GenerationBatch(greenlet, Handover):
         assert self.parent is not None
         self.parent.switch()
 
-    def _noise(self, prompt_length: int) -> list[LogitsProcessor]:
+    def _noise(self) -> list[LogitsProcessor]:
         if self._decoding.temperature == 0:
             return []
-        seeds = [(self._decoding.seed, request.number) for request in self.requests]
-        return [_Gumbel(seeds, self._decoding.temperature, prompt_length)]
+        seeds = [self._decoding.seed * SEEDS_APART + request.number for request in self.requests]
+        return [_Gumbel(seeds, self._decoding.temperature)]
 
 
 class _Watch(StoppingCriteria):
@@ -175,9 +160,9 @@ class _Gumbel(LogitsProcessor):
     """Sampling as an argmax: noise drawn from the request's own generator, so that a request's text
     depends on the seed and on itself, not on the batch it happens to be in."""
 
-    def __init__(self, seeds: Sequence[tuple[int, int]], temperature: float, prompt_length: int) -> None:
+    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
         self._temperature = temperature
-        self._generators = [torch.Generator().manual_seed(hash(seed) & 0x7FFF_FFFF_FFFF_FFFF) for seed in seeds]
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         uniform = torch.stack([torch.rand(scores.shape[1], generator=each) for each in self._generators])

@@ -25,6 +25,7 @@ class SweepReport:
     prefill_tokens: int
     decode_tokens: int
     output_tokens: int
+    cache_bytes: int  # of the group's KV caches at the sweep's end
 
 
 def run_group(
@@ -50,8 +51,9 @@ def run_group(
         made = sum(batch.output_tokens for batch in group)
         sweeper.sweep(group)
         made = sum(batch.output_tokens for batch in group) - made
+        cache = sum(batch.cache_bytes for batch in group)
         going = [batch for batch in group if not batch.is_finished]
         end = clock()
-        on_sweep(SweepReport(index, begin, end, len(group), prefill, tokens - prefill, made))
+        on_sweep(SweepReport(index, begin, end, len(group), prefill, tokens - prefill, made, cache))
         group, begin, index = going, end, index + 1
     sweeper.close()

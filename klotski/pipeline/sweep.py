@@ -47,6 +47,10 @@ class Batch(Protocol):
         """Tokens that its sequences have been given so far; padding after an end does not count."""
 
     @property
+    def cache_bytes(self) -> int:
+        """Bytes of its KV cache, or of whatever state its layers keep."""
+
+    @property
     def routing(self) -> Routing | None:
         """What it asks for, if it has stopped at a layer's experts; None at a layer's entry."""
 

@@ -67,7 +67,7 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         "decode_seconds": decode,
         "decode_tokens_per_second": ratio(decoded, decode),
         "num_sweeps": len(totals.sweeps),
-        "bytes_moved": dict(recorder.bytes_moved),
+        "bytes_moved": {lane: count for lane, count in recorder.bytes_moved.items() if count},
         "lane_busy_seconds": dict(recorder.busy_seconds),
         "bubble_fraction": ratio(recorder.bubble_seconds, elapsed),
         "bound": {"resource": resource, "seconds": bound, "efficiency": ratio(bound, elapsed)},

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from klotski.model import Request
+from klotski.core import Request
 
 __all__ = ["cut_batches"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import msgspec
 
 from klotski.assets import BUNDLED, PROMPTS
+from klotski.core import Request
 from klotski.errors import WorkloadError
-from klotski.model import Request
 from klotski.schema import JsonlWorkload, SyntheticWorkload, WorkloadConfig
 
 __all__ = ["Encoder", "load_requests"]

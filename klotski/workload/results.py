@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from klotski.model import Result
+from klotski.core import Result
 from klotski.workload.prompts import Encoder
 
 __all__ = ["result_line"]
