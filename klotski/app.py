@@ -30,27 +30,35 @@ INTERRUPTED = 130  # the shell's status for a process that Ctrl-C ended
 def main() -> int:
     """The command `klotski`; returns the exit status."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on, to be told in one sentence
+    logging.raiseExceptions = False  # a full disk ends in one sentence, not in one traceback for each line of the log
     schema.register(config_folder())
     failures: list[KlotskiError] = []
+    crashed = False
 
     @hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")
     def job(composed: DictConfig) -> None:
+        nonlocal crashed
         try:
             run(composed, Path(HydraConfig.get().runtime.output_dir))
         except KlotskiError as error:  # told here, so that the other jobs of a sweep go on
             logger.error("%s", error)
             failures.append(error)
+        except Exception:
+            crashed = True
+            raise
 
     try:
         job()
-    except (HydraException, OmegaConfBaseException) as error:
-        print(explain(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except BrokenPipeError:  # `klotski --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        if crashed:  # not Hydra's refusal but a fault of ours, which needs its traceback
+            raise
+        print(explain(error, sys.argv[1:]), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return 1 if failures else 0
 
 

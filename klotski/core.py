@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 __all__ = [
     "DENSE",
+    "FIXED",
     "Block",
     "Compute",
     "LaneName",
@@ -36,7 +37,13 @@ class Block(NamedTuple):
         return self.expert == DENSE
 
     def __str__(self) -> str:
+        if self == FIXED:
+            return "embeddings and head"
         return f"layer {self.layer} {'dense' if self.is_dense else f'expert {self.expert}'}"
+
+
+FIXED = Block(layer=-1)
+"""What belongs to no layer: embeddings, the last norm, the head. Always on the device."""
 
 
 class LaneName(StrEnum):

@@ -4,6 +4,7 @@ With refusals.py the only room that knows OmegaConf. `register()` makes the sche
 what Hydra composed into a `RunConfig`, or raises a `ConfigError` that names the key.
 """
 
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -228,7 +229,7 @@ def check_workload(workload: WorkloadConfig) -> None:
         value = getattr(workload, name, None)
         if value is not None and value < 1:
             raise ConfigError(f"workload.{name}={value} must be at least 1")
-    if workload.temperature < 0:
+    if not 0 <= workload.temperature < math.inf:
         raise ConfigError(f"workload.temperature={workload.temperature} must be 0 (greedy) or more")
 
 

@@ -19,7 +19,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
-from klotski.errors import ModelError
+from klotski.errors import CheckpointError, ModelError
 from klotski.model.shell import Shell
 from klotski.weights import Checkpoint, Part
 
@@ -72,7 +72,20 @@ def join(
     start = 0
     for pattern in rule.source_patterns:
         tensors = groups.get(pattern, [])
+        if per_expert and tensors and not is_numbered(tensors):
+            file = checkpoint.tensors[tensors[0]].file
+            raise CheckpointError(f"{file}: {', '.join(tensors)} are not the experts from 0 on; fetch it again")
         for expert, tensor in enumerate(tensors):
             yield Part(tensor, expert if per_expert else None, start)
         if tensors:
             start += checkpoint.tensors[tensors[0]].shape[0]
+
+
+def is_numbered(tensors: list[str]) -> bool:
+    """Whether names differ in one number alone, which counts from 0."""
+    parts = tensors[0].split(".")
+    return any(
+        all(".".join([*parts[:place], str(number), *parts[place + 1 :]]) == name for number, name in enumerate(tensors))
+        for place, part in enumerate(parts)
+        if part == "0"
+    )

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 
-from klotski.core import Block
+from klotski.core import FIXED, Block
 from klotski.model.naming import locate
-from klotski.model.shell import FIXED, Shell, read_config
+from klotski.model.shell import Shell, read_config
 from klotski.weights import BlockLayout, Checkpoint, lay_out
 
 __all__ = ["OpenModel", "open_model"]

@@ -115,7 +115,9 @@ class Sweeper:
             self._layer(layer, group)
 
     def close(self) -> None:
-        """Give back what was brought for a sweep that will not come."""
+        """Give back what was brought for a sweep that will not come; another may begin afterwards."""
+        for waiting in (self._demanded, self._dense, self._guesses, self._guessed):
+            waiting.clear()
         for block in self._residency.held():
             self._residency.release(block)
         self._residency.check_integrity()
@@ -124,6 +126,8 @@ class Sweeper:
         dense = Block(layer)
         self._bring_ahead(layer)
         self._need(dense)
+        if not self._experts[layer]:
+            self._bring_ahead((layer + 1) % len(self._experts))
         uses, counts = self._attention(layer, group)
         if counts is not None:
             self._settle_guesses(layer, counts)

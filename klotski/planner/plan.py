@@ -122,10 +122,10 @@ def choose_residents(facts: ModelFacts, room: int) -> Iterator[Block]:
 def too_small(smallest: tuple[int, tuple[int, int]], budget: tuple[int, str], facts: ModelFacts) -> BudgetError:
     """The refusal, with a budget that would do."""
     need, (n, size) = smallest
-    # Rounded up, so that the figure in the message is one that works.
+    # Rounded up, and never to the need itself: read back through a float, that may be a byte short.
     return BudgetError(
         f"hw.device_memory={format_size(budget[0])} ({budget[1]}) is too small: slots for the largest blocks "
         f"({format_size(facts.largest(dense=True))} and {format_size(facts.largest(dense=False))}), what belongs to no "
         f"layer, and {n} batch{'es' if n > 1 else ''} of {size} need {format_size(need)}; "
-        f"set hw.device_memory={-(-need // 100_000) / 10}MB or more"
+        f"set hw.device_memory={(need // 100_000 + 1) / 10}MB or more"
     )

@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -100,15 +101,20 @@ class RunLog:
             write()
         except OSError as error:
             what = "no space is left" if error.errno == errno.ENOSPC else error.strerror
-            raise OutputError(
-                f"{self.folder / name} could not be written: {what}; what was finished is in results.jsonl"
-            ) from error
+            kept = "; what was finished is in results.jsonl" if self._descriptors else ""
+            raise OutputError(f"{self.folder / name} could not be written: {what}{kept}") from error
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Append bytes; a line is one system call unless the kernel takes less."""
-    while data:
-        data = data[os.write(descriptor, data) :]
+    """Append bytes whole or not at all; a line is one system call unless the kernel takes less."""
+    size = os.fstat(descriptor).st_size
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError:
+        with suppress(OSError):  # the first reason is the one to tell
+            os.ftruncate(descriptor, size)  # a full disk has taken half of it
+        raise
 
 
 def write_whole(file: Path, content: dict[str, Any]) -> None:

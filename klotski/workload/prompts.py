@@ -6,12 +6,14 @@ its number; the others go on.
 """
 
 import random
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from jinja2 import TemplateError
 
 from klotski.assets import BUNDLED, PROMPTS
 from klotski.core import Request
@@ -84,7 +86,12 @@ class Encoder:
         if not self.tokenizer.chat_template:
             raise WorkloadError("the tokenizer has no chat template for messages; give a prompt")
         messages = [msgspec.to_builtins(message) for message in line.messages]
-        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        if not messages:
+            return []
+        try:
+            encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        except TemplateError as error:  # roles that do not alternate, say
+            raise WorkloadError(f"the chat template refuses the messages: {error}") from error
         return list(encoded["input_ids"])
 
 
@@ -99,10 +106,12 @@ def load_requests(workload: WorkloadConfig, encoder: Encoder, on_error: OnError)
     assert isinstance(workload, JsonlWorkload)
     file = PROMPTS if workload.path == BUNDLED else Path(workload.path).expanduser()
     try:
-        lines = file.read_bytes().splitlines()
+        lines = file.read_bytes().removeprefix(BOM_UTF8).splitlines()
     except OSError as error:
         raise WorkloadError(f"workload.path={workload.path} could not be read: {error.strerror}") from error
     requests = list(islice(from_lines(lines, workload.max_tokens, encoder, on_error), workload.limit))
+    if not any(lines):
+        raise WorkloadError(f"workload.path={workload.path} is empty; it needs one JSON object a line")
     if not requests:
         raise WorkloadError(f"workload.path={workload.path} has no request that could be run; errors.jsonl says why")
     return requests
