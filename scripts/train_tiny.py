@@ -115,7 +115,7 @@ def held_out_loss(model: MixtralForCausalLM, tokens: torch.Tensor, length: int) 
     """Mean cross-entropy in nats per token, over consecutive windows of `length` tokens."""
     windows = tokens[: len(tokens) // length * length].view(-1, length)
     losses = []
-    for rows in windows.split(16):
+    for rows in torch.split(windows, 16):
         logits = model(input_ids=rows).logits[:, :-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none"))
     return torch.cat(losses).mean().item()

@@ -259,7 +259,7 @@ def test_a_chat_that_the_template_refuses_costs_that_line_only(tmp_path: Path) -
     # Mixtral's own template raises like this where user and assistant do not alternate.
     refuse = "{% if messages[0].role != 'user' %}{{ raise_exception('the first must be the user') }}{% endif %}"
     save_tokenizer(model, refuse + "{{ messages[0].content }}")
-    lines = [
+    lines: list[dict[str, Any]] = [
         {"id": "a", "messages": [{"role": "assistant", "content": "w1"}]},
         {"id": "b", "messages": [{"role": "user", "content": "w1 w2"}]},
         {"id": "c", "messages": []},

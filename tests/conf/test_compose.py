@@ -22,7 +22,9 @@ FOR_THE_USER_TO_SET = {"model.path", "workload.path"}
 def compose_config(*overrides: str) -> DictConfig:
     schema.register(CONF)
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        return compose("config", overrides=list(overrides))
+        config = compose("config", overrides=list(overrides))
+        assert isinstance(config, DictConfig)
+        return config
 
 
 def composed(*overrides: str) -> DictConfig:

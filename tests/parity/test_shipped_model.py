@@ -1,0 +1,92 @@
+"""What a newcomer's first run has to show, on the model and the prompts in the package."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from klotski.assets import PROMPTS, TINY
+from tests.cli.process import run_klotski
+from tests.engine import read_lines, read_results, run_engine
+from tests.reference import plain_generate
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command with no overrides but the folder."""
+    folder = tmp_path_factory.mktemp("first")
+    finished = run_klotski(f"hydra.run.dir={folder}", cwd=folder)
+    assert finished.status == 0, finished.err
+    return folder
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+    return content
+
+
+def test_every_prompt_has_a_result_in_text(first_run: Path) -> None:
+    results = read_lines(first_run / "results.jsonl")
+    assert {line["id"] for line in results} == {line["id"] for line in read_lines(PROMPTS)}
+    assert sum(any(word in line["text"] for word in (" the ", " I ", " of ", " and ")) for line in results) > 16
+    assert {line["output_tokens"] for line in results} >= {24, 40, 64}
+
+
+def test_it_truly_streams(first_run: Path) -> None:
+    found = metrics(first_run)
+    assert (found["status"], found["mode"]) == ("ok", "measured")
+    assert found["plan"]["budget"] < sum(tensor.stat().st_size for tensor in TINY.glob("*.safetensors"))
+    assert found["bytes_moved"]["disk"] > 10 * found["plan"]["budget"]
+    assert found["peak_memory"]["device"] <= found["plan"]["budget"]
+
+
+def test_reading_and_computing_overlap_in_the_trace(first_run: Path) -> None:
+    entries = json.loads((first_run / "trace.json").read_text())["traceEvents"]
+    tracks = {entry["tid"]: entry["args"]["name"] for entry in entries if entry["name"] == "thread_name"}
+    assert len(set(tracks.values())) == len(tracks)
+    spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for entry in entries:
+        if entry["ph"] == "X":
+            spans[tracks[entry["tid"]]].append((entry["ts"], entry["ts"] + entry["dur"]))
+    assert {"compute", "disk"} <= spans.keys()
+    reading = sum(end - begin for begin, end in spans["disk"])
+    assert shared_time(spans["disk"], spans["compute"]) > 0.2 * reading
+
+
+def shared_time(one: list[tuple[float, float]], other: list[tuple[float, float]]) -> float:
+    """Time in which both tracks are busy; each is in order and without overlaps of its own."""
+    one, other, shared = sorted(one), sorted(other), 0.0
+    first = second = 0
+    while first < len(one) and second < len(other):
+        (begin, end), (start, stop) = one[first], other[second]
+        shared += max(0.0, min(end, stop) - max(begin, start))
+        if end < stop:
+            first += 1
+        else:
+            second += 1
+    return shared
+
+
+def test_spans_add_up_to_the_lanes_busy_seconds(first_run: Path) -> None:
+    busy: dict[str, float] = defaultdict(float)
+    for line in read_lines(first_run / "events.jsonl"):
+        if line["event"] == "span":
+            busy[line["lane"]] += line["end"] - line["begin"]
+    assert busy == pytest.approx(metrics(first_run)["lane_busy_seconds"], rel=0.01)
+
+
+def test_greedy_tokens_in_float32_are_those_of_generate(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    requests = [
+        {
+            "id": line["id"],
+            "prompt_token_ids": tokenizer.encode(line["prompt"]),
+            "max_tokens": line.get("max_tokens", 64),
+        }
+        for line in read_lines(PROMPTS)
+    ]
+    run = run_engine(tmp_path / "run", "model.dtype=float32", "hw.device_memory=18MB")
+    assert read_results(run) == plain_generate(TINY, requests, batch_size=8)
