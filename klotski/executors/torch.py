@@ -1,7 +1,7 @@
 """The real thing: transformers' code on torch, blocks streamed from disk by a thread."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -11,7 +11,7 @@ from klotski.core import LaneName, Request
 from klotski.executors.account import Account
 from klotski.executors.facts import gather_facts
 from klotski.executors.worker import TorchWorker
-from klotski.lanes import InlineLane, ThreadLane
+from klotski.lanes import InlineLane, Lane, ThreadLane
 from klotski.model import Decoding, GenerationBatch, OpenModel, open_model
 from klotski.pipeline import Policy, Popularity, Sweeper, run_group
 from klotski.planner import Demand, Plan, free_memory, make_plan
@@ -52,7 +52,17 @@ class TorchExecutor:
         describe(config, model, plan, len(requests))
         with ExitStack() as stack, torch.inference_mode():
             account = stack.enter_context(Account(requests, encoder, log, recorder, totals))
-            sweep_all(config, model, plan, requests, log, recorder, account, stack)
+            compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
+            reader = Reader()
+            stack.callback(reader.close)  # after the lane that reads with it
+            disk = ThreadLane(LaneName.DISK, recorder, log.clock)
+            stack.callback(disk.close)
+            store = load_weights(model, plan, reader, disk)
+            account.weights_loaded(store.nbytes + model.fixed.slot_bytes)
+            sweeper = make_sweeper(config, model, plan, store, compute)
+            account.sweeping(sweeper.prefetch)
+            batches = make_batches(config, model, cut_batches(requests, plan.batch_size), account)
+            run_group(batches, plan.n_batches, sweeper, compute, log.clock, account.sweep)
 
 
 def plan_run(config: RunConfig, model: OpenModel, requests: Sequence[Request]) -> Plan:
@@ -100,22 +110,8 @@ def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int)
     )
 
 
-def sweep_all(
-    config: RunConfig,
-    model: OpenModel,
-    plan: Plan,
-    requests: Sequence[Request],
-    log: RunLog,
-    recorder: Recorder,
-    account: Account,
-    stack: ExitStack,
-) -> None:
-    """Allocate what was planned, wire lanes, store and sweeper together, and take all batches through."""
-    reader = Reader()
-    stack.callback(reader.close)
-    disk = ThreadLane(LaneName.DISK, recorder, log.clock)
-    stack.callback(disk.close)
-    compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
+def load_weights(model: OpenModel, plan: Plan, reader: Reader, disk: Lane) -> BlockStore:
+    """Allocate all that was planned for weights, and read what stays for the whole run."""
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     with torch.inference_mode(mode=False):  # slots are written by another thread, outside of it
         store = BlockStore(model.layouts, slots, plan.residents, reader, disk)
@@ -123,19 +119,25 @@ def sweep_all(
     reader.read(model.fixed, fixed)
     model.shell.bind(model.fixed.views_of(fixed))
     store.load_residents()
-    account.weights_loaded(store.nbytes + fixed.numel())
+    return store
 
-    policy = Policy(config.pipeline.prefetch, plan.hot_experts, config.pipeline.on_demand, config.pipeline.order)
+
+def make_sweeper(config: RunConfig, model: OpenModel, plan: Plan, store: BlockStore, compute: Lane) -> Sweeper:
+    """The sweep over this model with the config's strategy."""
+    strategy = config.pipeline
+    policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
     experts = model.shell.expert_counts
     worker = TorchWorker(model.shell, store)
-    sweeper = Sweeper(experts, policy, Popularity(experts), store.residency, compute, worker)
+    return Sweeper(experts, policy, Popularity(experts), store.residency, compute, worker)
+
+
+def make_batches(
+    config: RunConfig, model: OpenModel, batches: Iterable[list[Request]], account: Account
+) -> Iterator[GenerationBatch]:
+    """The coroutines, each made when its turn comes."""
     ends_early = not isinstance(config.workload, SyntheticWorkload)
     decoding = Decoding(
         model.stop_ids if ends_early else (), model.pad_id, config.workload.temperature, config.workload.seed
     )
-    batches = (
-        GenerationBatch(index, rows, model.shell.model, decoding, account.result)
-        for index, rows in enumerate(cut_batches(requests, plan.batch_size))
-    )
-    account.sweeping(sweeper.prefetch)
-    run_group(batches, plan.n_batches, sweeper, compute, log.clock, account.sweep)
+    for index, requests in enumerate(batches):
+        yield GenerationBatch(index, requests, model.shell.model, decoding, account.result)
