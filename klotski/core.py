@@ -19,6 +19,7 @@ __all__ = [
     "Result",
     "Routing",
     "Span",
+    "SweepReport",
 ]
 
 DENSE = -1
@@ -84,6 +85,20 @@ class Span:
     operation: Operation
     begin: float
     end: float
+
+
+@dataclass(frozen=True, slots=True)
+class SweepReport:
+    """One sweep, in seconds of the run's clock and tokens that went through the layers."""
+
+    index: int
+    begin: float
+    end: float
+    batches: int
+    prefill_tokens: int
+    decode_tokens: int
+    output_tokens: int
+    cache_bytes: int  # of the group's KV caches at the sweep's end
 
 
 class Request(NamedTuple):

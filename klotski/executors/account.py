@@ -7,9 +7,9 @@ from types import TracebackType
 import psutil
 from rich.console import Console
 
-from klotski.core import Request, Result
-from klotski.pipeline import PrefetchCount, SweepReport
-from klotski.telemetry import Progress, Recorder, RunLog, SweepEvent, SweepUse, Totals
+from klotski.core import Request, Result, SweepReport
+from klotski.pipeline import PrefetchCount
+from klotski.telemetry import Progress, Recorder, RunLog, SweepUse, Totals
 from klotski.workload import Encoder, result_line
 
 __all__ = ["Account"]
@@ -78,16 +78,7 @@ class Account:
             self._prefetch.used,
         )
         self._note_memory(report.cache_bytes)
-        self._recorder.sweep(
-            SweepEvent(
-                report.index,
-                report.begin,
-                report.end,
-                report.batches,
-                report.prefill_tokens,
-                report.decode_tokens,
-            )
-        )
+        self._recorder.sweep(report)
         self._recorder.flush()
         self._progress.advance(self._totals.num_requests, self._totals.output_tokens, self._expected)
 

@@ -1,6 +1,6 @@
 """The sweep, the policy behind it, and the group of batches that it drives."""
 
-from klotski.pipeline.group import SweepReport, run_group
+from klotski.pipeline.group import run_group
 from klotski.pipeline.policy import Policy
 from klotski.pipeline.predictor import Popularity, Predictor
 from klotski.pipeline.sweep import Batch, PrefetchCount, Sweeper, Worker
@@ -11,7 +11,6 @@ __all__ = [
     "Popularity",
     "Predictor",
     "PrefetchCount",
-    "SweepReport",
     "Sweeper",
     "Worker",
     "run_group",

@@ -5,27 +5,12 @@ sweep that follows: its prefill shares that sweep's blocks with the decoding of 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
-from klotski.core import Compute, Operation
+from klotski.core import Compute, Operation, SweepReport
 from klotski.lanes import Clock, Lane
 from klotski.pipeline.sweep import Batch, Sweeper
 
-__all__ = ["SweepReport", "run_group"]
-
-
-@dataclass(frozen=True)
-class SweepReport:
-    """One sweep, in seconds of the run's clock and tokens that went through the layers."""
-
-    index: int
-    begin: float
-    end: float
-    batches: int
-    prefill_tokens: int
-    decode_tokens: int
-    output_tokens: int
-    cache_bytes: int  # of the group's KV caches at the sweep's end
+__all__ = ["run_group"]
 
 
 def run_group(

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from klotski.core import DENSE, Operation, Span
+from klotski.core import DENSE, Operation, Span, SweepReport
 
 __all__ = ["Recorder", "SpanEvent", "SweepEvent"]
 
@@ -36,7 +36,7 @@ class BubbleEvent(SpanEvent, tag="bubble", omit_defaults=True):
 
 
 class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep"):
-    """A line for a sweep."""
+    """A line for a sweep; the fields are those of the report."""
 
     index: int
     begin: float
@@ -44,6 +44,8 @@ class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep"):
     batches: int
     prefill_tokens: int
     decode_tokens: int
+    output_tokens: int
+    cache_bytes: int
 
 
 class Recorder:
@@ -71,10 +73,10 @@ class Recorder:
             self.bubble_seconds += span.end - span.begin
             self._pending.append(to_event(BubbleEvent, span))
 
-    def sweep(self, event: SweepEvent) -> None:
+    def sweep(self, report: SweepReport) -> None:
         """Take a finished sweep."""
         with self._lock:
-            self._pending.append(event)
+            self._pending.append(msgspec.convert(report, SweepEvent, from_attributes=True))
 
     def flush(self) -> None:
         """Write what has come since the last flush."""
