@@ -26,7 +26,7 @@ def parse_size(key: str, text: str) -> int | None:
     match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]*)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in UNITS:
         raise ConfigError(f"{key}={text} is not a size; write it like 2.5GB, 512MiB or auto")
-    size = int(float(match[1]) * UNITS[match[2]])
+    size: int = round(float(match[1]) * UNITS[match[2]])
     if size < 1:
         raise ConfigError(f"{key}={text} must be above zero")
     return size

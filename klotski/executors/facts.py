@@ -6,6 +6,7 @@ import torch
 
 from klotski.model import OpenModel
 from klotski.planner import ModelFacts
+from klotski.weights import staging_bytes
 
 __all__ = ["gather_facts"]
 
@@ -30,6 +31,7 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         top_k=top_k,
         kv_bytes=len(model.shell.layers) * kv_numbers(text) * item,
         activation_bytes=item * (4 * hidden + 2 * inner) + torch.float32.itemsize * top_k * hidden,
+        staging_bytes=staging_bytes(model.longest_segment),
         logits_bytes=2 * torch.float32.itemsize * text.vocab_size,
     )
 

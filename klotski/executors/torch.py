@@ -53,12 +53,12 @@ class TorchExecutor:
         with ExitStack() as stack, torch.inference_mode():
             account = stack.enter_context(Account(requests, encoder, log, recorder, totals))
             compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
-            reader = Reader()
+            reader = Reader(model.longest_segment)
             stack.callback(reader.close)  # after the lane that reads with it
             disk = ThreadLane(LaneName.DISK, recorder, log.clock)
             stack.callback(disk.close)
             store = load_weights(model, plan, reader, disk)
-            account.weights_loaded(store.nbytes + model.fixed.slot_bytes)
+            account.weights_loaded(store.nbytes + model.fixed.slot_bytes + plan.memory["staging"])
             sweeper = make_sweeper(config, model, plan, store, compute)
             account.sweeping(sweeper.prefetch)
             batches = make_batches(config, model, cut_batches(requests, plan.batch_size), account)

@@ -44,7 +44,8 @@ class InlineLane(Lane):
     """Runs each operation in `submit`, on the caller's thread, and reports its waits as bubbles.
 
     The compute lane of a machine without GPU: torch spreads the arithmetic over the cores itself,
-    and coroutines have to be resumed on the thread that made them.
+    and coroutines have to be resumed on the thread that made them. What an operation or one of
+    `after` raises comes out of `submit`, so that nothing is submitted after it.
     """
 
     def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:

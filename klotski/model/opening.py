@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from klotski.core import FIXED, Block
 from klotski.model.naming import locate
 from klotski.model.shell import Shell, read_config
-from klotski.weights import BlockLayout, Checkpoint, lay_out
+from klotski.weights import BlockLayout, Checkpoint, lay_out, longest_segment
 
 __all__ = ["OpenModel", "open_model"]
 
@@ -27,6 +27,11 @@ class OpenModel:
     tokenizer: Any | None
     stop_ids: tuple[int, ...]
     pad_id: int
+
+    @property
+    def longest_segment(self) -> int:
+        """Bytes of the largest single read."""
+        return longest_segment([self.fixed, *self.layouts.values()])
 
     @property
     def context(self) -> int | None:

@@ -23,6 +23,7 @@ class ModelFacts:
     top_k: int
     kv_bytes: int
     activation_bytes: int
+    staging_bytes: int  # of the reader's buffers
     logits_bytes: int  # for each sequence of a batch
 
     @property

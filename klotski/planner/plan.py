@@ -99,6 +99,7 @@ def least_memory(facts: ModelFacts, demand: Demand, n_batches: int, batch_size: 
     context, in_flight = demand.tokens(n_batches, batch_size)
     return {
         "fixed": facts.fixed_bytes,
+        "staging": facts.staging_bytes,
         "dense_slots": DENSE_SLOTS * facts.largest(dense=True),
         "expert_slots": EXPERT_SLOTS * facts.largest(dense=False),
         "kv_cache": context * facts.kv_bytes,

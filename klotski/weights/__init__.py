@@ -2,7 +2,7 @@
 
 from klotski.weights.checkpoint import Checkpoint, resolve
 from klotski.weights.layout import BlockLayout, ParameterSpec, Part, lay_out
-from klotski.weights.reader import Reader
+from klotski.weights.reader import Reader, longest_segment, staging_bytes
 from klotski.weights.residency import Residency, SlotKind
 from klotski.weights.store import BlockStore, slot_sizes
 
@@ -16,6 +16,8 @@ __all__ = [
     "Residency",
     "SlotKind",
     "lay_out",
+    "longest_segment",
     "resolve",
     "slot_sizes",
+    "staging_bytes",
 ]

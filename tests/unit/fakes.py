@@ -1,0 +1,250 @@
+"""Small stand-ins for what surrounds the pipeline: a sink, a clock, a late disk, batches, a store."""
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from hypothesis import HealthCheck, settings
+
+from klotski.core import DENSE, Block, Operation, Routing, Span
+from klotski.lanes import Clock, Event, Lane, SpanSink
+from klotski.pipeline import Batch
+from klotski.weights.residency import Bring, Residency, SlotKind
+
+__all__ = [
+    "CheckingWorker",
+    "Counts",
+    "Entry",
+    "FakeBatch",
+    "FakeEvent",
+    "FakeStore",
+    "LateLane",
+    "Sink",
+    "examples",
+    "ticks",
+]
+
+Counts = tuple[int, ...] | None
+"""Tokens for each expert of a layer; None where the layer has no experts."""
+
+
+def examples(count: int) -> settings:
+    """So many random examples; a busy machine is no reason to fail."""
+    return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def ticks() -> Clock:
+    """A clock that goes on by one second whenever it is read."""
+    counter = itertools.count()
+    return lambda: float(next(counter))
+
+
+class Sink:
+    """Keeps spans and bubbles."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self.bubbles: list[Span] = []
+
+    def span(self, span: Span) -> None:
+        self.spans.append(span)
+
+    def bubble(self, span: Span) -> None:
+        self.bubbles.append(span)
+
+
+class FakeEvent:
+    """Comes when the test says so."""
+
+    def __init__(self, *, done: bool = False) -> None:
+        self.done = done
+
+    def is_done(self) -> bool:
+        return self.done
+
+    def wait(self) -> None:
+        assert self.done, "nobody would ever end this wait"
+
+
+class LateLane(Lane):
+    """Ends operations late: when `advance` says so, or when somebody waits for one of them."""
+
+    def __init__(self, name: str, sink: SpanSink, clock: Clock) -> None:
+        super().__init__(name, sink, clock)
+        self._queue: deque[tuple[Operation, Callable[[], object], Sequence[Event], _LateEvent]] = deque()
+        self._working = False
+
+    def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:
+        event = _LateEvent(self)
+        self._queue.append((operation, run, after, event))
+        return event
+
+    def advance(self, count: int = 1) -> None:
+        """End the next operations; from inside one, nothing."""
+        if self._working:
+            return
+        self._working = True
+        for _ in range(min(count, len(self._queue))):
+            operation, run, after, event = self._queue.popleft()
+            assert all(earlier.is_done() for earlier in after), "nobody would ever end this wait"
+            self._run(operation, run)
+            event.done = True
+        self._working = False
+
+
+class _LateEvent(FakeEvent):
+    def __init__(self, lane: LateLane) -> None:
+        super().__init__()
+        self._lane = lane
+
+    def wait(self) -> None:
+        while not self.done:
+            assert not self._lane._working, "nobody would ever end this wait"
+            self._lane.advance()
+
+
+class Entry(NamedTuple):
+    """Something that happened, in the order of a log."""
+
+    what: str
+    layer: int
+    expert: int = DENSE
+    batch: int = -1
+
+    @property
+    def block(self) -> Block:
+        return Block(self.layer, self.expert)
+
+
+class FakeBatch:
+    """Asks for what it is told to, step by step and layer by layer; a generator is its coroutine."""
+
+    def __init__(
+        self,
+        index: int,
+        steps: Sequence[Sequence[Counts]],
+        visit: Callable[[Entry], None],
+        prompt_tokens: int = 7,
+    ) -> None:
+        self.index = index
+        self.is_finished = False
+        self.is_prefilling = True
+        self.tokens = prompt_tokens
+        self.output_tokens = 0
+        self.cache_bytes = 0
+        self.routing: Routing | None = None
+        self._steps = steps
+        self._visit = visit
+        self._life = self._live()
+
+    def resume(self) -> None:
+        assert not self.is_finished
+        next(self._life, None)
+
+    def _live(self) -> Iterator[None]:
+        for step in self._steps:
+            for layer, counts in enumerate(step):
+                yield
+                self._visit(Entry("attention", layer, batch=self.index))
+                if counts is not None:
+                    self.routing = Routing(counts)
+                    yield
+                    self.routing = None
+                    self._visit(Entry("finish", layer, batch=self.index))
+            self.is_prefilling, self.tokens = False, 1
+            self.output_tokens += 1
+            self.cache_bytes += 10
+        self.is_finished = True
+
+
+class FakeStore:
+    """Slots that hold the name of a block and the number of its arrival, and notice misuse.
+
+    `pause` is called in the middle of every use, so that others may do harm meanwhile.
+    """
+
+    def __init__(
+        self,
+        slots: Mapping[SlotKind, int],
+        residents: Collection[Block],
+        disk: Lane,
+        log: list[Entry],
+        pause: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.memory: dict[SlotKind, list[tuple[Block, int] | None]] = {
+            kind: [None] * count for kind, count in slots.items()
+        }
+        self.residency = _WatchedResidency(self, slots, residents, self._bring)
+        self._disk = disk
+        self._log = log
+        self._pause = pause
+        self._tickets: dict[Block, int] = {}
+
+    def use(self, block: Block) -> None:
+        """Assert that the block is there, whole, from the first to the last moment of its use."""
+        self._check(block)
+        self._pause()
+        self._check(block)
+
+    def _check(self, block: Block) -> None:
+        if not self.residency.is_resident(block):
+            found = self.memory[SlotKind.of(block)][self.residency.slot(block)]
+            assert found == (block, self._tickets[block]), f"{found} lies where {block} should be"
+
+    def _bring(self, block: Block, slot: int, after: Collection[Event]) -> Event:
+        self._log.append(Entry("bring", block.layer, block.expert))
+        kind = SlotKind.of(block)
+        # A late arrival of a wrong guess must not pass for that of the block's next request.
+        ticket = self._tickets[block] = self._tickets.get(block, 0) + 1
+
+        def write() -> None:
+            self._pause()
+            self.memory[kind][slot] = (block, ticket)
+
+        return self._disk.submit(Operation(kind, block.layer, block.expert, nbytes=1), write, tuple(after))
+
+
+class _WatchedResidency(Residency):
+    """Poisons what is released, and counts what is held."""
+
+    def __init__(
+        self, store: FakeStore, slots: Mapping[SlotKind, int], residents: Collection[Block], bring: Bring
+    ) -> None:
+        super().__init__(slots, residents, bring)
+        self._store = store
+
+    def request(self, block: Block) -> None:
+        super().request(block)
+        for kind, memory in self._store.memory.items():
+            assert sum(SlotKind.of(held) is kind for held in self.held()) <= len(memory)
+        self.check_integrity()
+
+    def release(self, block: Block, last_use: Event | None = None) -> None:
+        if not self.is_resident(block) and self.is_here(block):
+            self._store.memory[SlotKind.of(block)][self.slot(block)] = None
+        super().release(block, last_use)
+        self.check_integrity()
+
+
+class CheckingWorker:
+    """Logs what it is asked for, and asserts that the blocks are there."""
+
+    def __init__(self, store: FakeStore, log: list[Entry]) -> None:
+        self._store = store
+        self._log = log
+
+    def enter(self, layer: int) -> None:
+        self._store.use(Block(layer))
+        self._log.append(Entry("enter", layer))
+
+    def gather(self, layer: int, group: Sequence[Batch]) -> None:
+        assert all(batch.routing is not None for batch in group)
+        self._log.append(Entry("gather", layer))
+
+    def compute(self, layer: int, expert: int) -> None:
+        self._store.use(Block(layer, expert))
+        self._log.append(Entry("expert", layer, expert))
+
+    def combine(self, layer: int) -> None:
+        self._log.append(Entry("combine", layer))

@@ -1,0 +1,151 @@
+"""Policies as pure functions, and the predictor that scores experts for them."""
+
+from itertools import product
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klotski.core import OnDemand, Order, Prefetch
+from klotski.pipeline import Policy, Popularity
+from tests.unit.fakes import examples
+
+POLICIES = [Policy(*switches) for switches in product(Prefetch, [1, 2, 5], OnDemand, Order)]
+SCORES = st.lists(st.floats(0, 100), max_size=12)
+
+
+@st.composite
+def choices(draw: st.DrawFn) -> tuple[dict[int, int], list[int], list[int]]:
+    """Tokens of each expert that remains; which of them are here; which are coming, in order."""
+    remaining = draw(st.dictionaries(st.integers(0, 15), st.integers(1, 4), min_size=1))
+    where = {expert: draw(st.sampled_from(["here", "coming", "absent"])) for expert in remaining}
+    here = [expert for expert in remaining if where[expert] == "here"]
+    return remaining, here, draw(st.permutations([expert for expert in remaining if where[expert] == "coming"]))
+
+
+@given(st.sampled_from(POLICIES), choices())
+@examples(300)
+def test_choose_takes_one_that_has_a_slot_wherever_there_is_one(
+    policy: Policy, choice: tuple[dict[int, int], list[int], list[int]]
+) -> None:
+    remaining, here, coming = choice
+    chosen = policy.choose(remaining, here, coming)
+    assert chosen in ({*here, *coming} or set(remaining))
+
+
+@given(st.sampled_from(POLICIES), choices(), st.randoms())
+@examples(200)
+def test_choose_does_not_depend_on_the_order_in_which_experts_are_listed(
+    policy: Policy, choice: tuple[dict[int, int], list[int], list[int]], random: Random
+) -> None:
+    remaining, here, coming = choice
+    shuffled = random.sample(sorted(remaining), len(remaining))
+    again = {expert: remaining[expert] for expert in shuffled}
+    assert policy.choose(again, random.sample(here, len(here)), coming) == policy.choose(remaining, here, coming)
+
+
+@given(choices(), st.sampled_from(list(Prefetch)))
+@examples(200)
+def test_arrival_prefers_the_hottest_that_is_here_and_else_the_next_to_come(
+    choice: tuple[dict[int, int], list[int], list[int]], prefetch: Prefetch
+) -> None:
+    remaining, here, coming = choice
+    chosen = Policy(prefetch, 2, OnDemand.eager, Order.arrival).choose(remaining, here, coming)
+    if here:
+        assert chosen in here
+        assert remaining[chosen] == max(remaining[expert] for expert in here)
+    elif coming:
+        assert chosen == coming[0]
+
+
+@given(choices())
+@examples(100)
+def test_index_takes_the_lowest_and_hot_first_the_most_tokens_of_those_with_a_slot(
+    choice: tuple[dict[int, int], list[int], list[int]],
+) -> None:
+    remaining, here, coming = choice
+    known = [*here, *coming] or list(remaining)
+    by_index = Policy(Prefetch.none, 1, OnDemand.eager, Order.index)
+    hot_first = Policy(Prefetch.none, 1, OnDemand.eager, Order.hot_first)
+    assert by_index.choose(remaining, here, coming) == min(known)
+    most = max(remaining[expert] for expert in known)
+    # Of equals the lowest index, so that runs repeat.
+    assert hot_first.choose(remaining, here, coming) == min(e for e in known if remaining[e] == most)
+
+
+@pytest.mark.parametrize("order", list(Order))
+def test_ties_go_to_the_lowest_index(order: Order) -> None:
+    policy = Policy(Prefetch.hot, 2, OnDemand.eager, order)
+    assert policy.choose({3: 5, 1: 5, 2: 5}, [3, 2], []) == 2
+    assert policy.ahead([1.0, 7.0, 7.0, 7.0]) == [1, 2]
+    assert policy.demand([4, 0, 4, 4]) == [0, 2, 3]
+
+
+@given(SCORES, st.sampled_from(POLICIES))
+@examples(200)
+def test_ahead_brings_what_its_prefetch_mode_says(scores: list[float], policy: Policy) -> None:
+    ahead = policy.ahead(scores)
+    assert len(set(ahead)) == len(ahead)
+    assert set(ahead) <= set(range(len(scores)))
+    match policy.prefetch:
+        case Prefetch.none:
+            assert not ahead
+        case Prefetch.layer:
+            assert ahead == list(range(len(scores)))
+        case Prefetch.hot:
+            assert len(ahead) == min(policy.hot, len(scores))
+            assert [scores[expert] for expert in ahead] == sorted(scores, reverse=True)[: policy.hot]
+
+
+@given(st.lists(st.integers(0, 5), max_size=12), st.sampled_from(POLICIES))
+@examples(200)
+def test_demand_asks_for_each_expert_with_tokens_once(counts: list[int], policy: Policy) -> None:
+    demand = policy.demand(counts)
+    assert sorted(demand) == [expert for expert, count in enumerate(counts) if count]
+    if policy.order is Order.index:
+        assert demand == sorted(demand)
+    else:
+        assert [counts[expert] for expert in demand] == sorted(filter(None, counts), reverse=True)
+
+
+def test_a_policy_is_a_value() -> None:
+    policy = Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival)
+    assert policy == Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival)
+    with pytest.raises(AttributeError):
+        policy.hot = 3  # type: ignore[misc]
+
+
+class TestPopularity:
+    def test_knows_nothing_before_it_has_seen_anything(self) -> None:
+        predictor = Popularity([3, 0, 2])
+        assert [list(predictor.scores(layer)) for layer in range(3)] == [[0, 0, 0], [], [0, 0]]
+
+    def test_layers_do_not_mix(self) -> None:
+        predictor = Popularity([2, 2])
+        predictor.observe(0, [1, 0])
+        assert list(predictor.scores(1)) == [0, 0]
+
+    def test_the_recent_past_weighs_more(self) -> None:
+        predictor = Popularity([2])
+        predictor.observe(0, [9, 0])
+        predictor.observe(0, [0, 9])
+        old, new = predictor.scores(0)
+        assert 0 < old < new
+
+    def test_a_prefill_does_not_drown_the_steps_that_follow(self) -> None:
+        predictor = Popularity([2])
+        predictor.observe(0, [10_000, 0])
+        for _ in range(8):
+            predictor.observe(0, [0, 1])
+        first, second = predictor.scores(0)
+        assert second > first
+
+    @given(st.lists(st.lists(st.integers(0, 1000), min_size=4, max_size=4), max_size=30))
+    @examples(50)
+    def test_scores_stay_bounded_and_never_negative(self, sweeps: list[list[int]]) -> None:
+        predictor = Popularity([4])
+        for counts in sweeps:
+            predictor.observe(0, counts)
+        assert all(score >= 0 for score in predictor.scores(0))
+        assert sum(predictor.scores(0)) <= 1 / (1 - Popularity.DECAY) + 1e-9

@@ -1,0 +1,156 @@
+"""Slots: handed out, never shared, given back; residents stay."""
+
+from collections.abc import Collection
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klotski.core import Block
+from klotski.lanes import Event
+from klotski.weights.residency import Residency, SlotKind
+from tests.unit.fakes import FakeEvent, examples
+
+BLOCKS = [Block(layer, expert) for layer in range(3) for expert in range(-1, 4)]
+SLOTS = {SlotKind.DENSE: 2, SlotKind.EXPERT: 3}
+
+
+class Transfers:
+    """A `Bring` that keeps what it was asked for."""
+
+    def __init__(self) -> None:
+        self.brought: list[tuple[Block, int, tuple[Event, ...]]] = []
+        self.arrivals: dict[Block, FakeEvent] = {}
+
+    def __call__(self, block: Block, slot: int, after: Collection[Event]) -> Event:
+        self.brought.append((block, slot, tuple(after)))
+        self.arrivals[block] = FakeEvent()
+        return self.arrivals[block]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(["request", "arrive", "release", "drop"]))),
+    st.sets(st.sampled_from(BLOCKS)),
+    st.fixed_dictionaries({kind: st.integers(1, 3) for kind in SlotKind}),
+)
+@examples(150)
+def test_any_sequence_of_requests_and_releases_leaves_every_slot_accounted_for(
+    steps: list[tuple[Block, str]], residents: set[Block], slots: dict[SlotKind, int]
+) -> None:
+    transfers = Transfers()
+    residency = Residency(slots, residents, transfers)
+    held: set[Block] = set()
+    last_use: dict[tuple[SlotKind, int], Event] = {}
+    for block, step in steps:
+        kind = SlotKind.of(block)
+        if step == "request" and not residency.is_known(block) and residency.has_free_slot(block):
+            residency.request(block)
+            held.add(block)
+            _, slot, after = transfers.brought[-1]
+            assert slot == residency.slot(block)
+            expected = last_use.get((kind, slot))
+            assert after == (() if expected is None else (expected,))
+        elif step == "arrive" and block in held:
+            transfers.arrivals[block].done = True
+        elif step in ("release", "drop") and (block in held or block in residents):
+            use = FakeEvent() if step == "release" else None
+            if block in held:
+                last_use[kind, residency.slot(block)] = use or transfers.arrivals[block]
+            residency.release(block, use)
+            held.discard(block)
+        residency.check_integrity()
+        assert residency.held() == held
+        for kind in SlotKind:
+            taken = [residency.slot(block) for block in held if SlotKind.of(block) is kind]
+            assert len(set(taken)) == len(taken) <= slots[kind]
+            assert set(taken) <= set(range(slots[kind]))
+        for block in BLOCKS:
+            here = block in residents or (block in held and transfers.arrivals[block].done)
+            assert residency.is_here(block) == here
+            assert residency.is_known(block) == (block in residents or block in held)
+            assert residency.has_free_slot(block) == (
+                sum(SlotKind.of(other) is SlotKind.of(block) for other in held) < slots[SlotKind.of(block)]
+            )
+    assert not residents & {block for block, _, _ in transfers.brought}
+
+
+def test_a_block_is_coming_until_it_has_arrived() -> None:
+    transfers = Transfers()
+    residency = Residency(SLOTS, (), transfers)
+    for expert in (2, 0, 1):
+        residency.request(Block(0, expert))
+    assert residency.coming() == [Block(0, 2), Block(0, 0), Block(0, 1)]
+    transfers.arrivals[Block(0, 0)].done = True
+    assert residency.coming() == [Block(0, 2), Block(0, 1)]
+    assert residency.is_here(Block(0, 0))
+    assert not residency.is_here(Block(0, 2))
+    assert residency.arrival(Block(0, 2)) == (transfers.arrivals[Block(0, 2)],)
+
+
+def test_dense_parts_and_experts_do_not_compete_for_slots() -> None:
+    residency = Residency({SlotKind.DENSE: 1, SlotKind.EXPERT: 1}, (), Transfers())
+    residency.request(Block(0))
+    assert not residency.has_free_slot(Block(1))
+    assert residency.has_free_slot(Block(0, 0))
+
+
+def test_a_slot_is_refilled_after_its_last_use() -> None:
+    transfers = Transfers()
+    residency = Residency({SlotKind.EXPERT: 1}, (), transfers)
+    residency.request(Block(0, 0))
+    use = FakeEvent()
+    residency.release(Block(0, 0), use)
+    residency.request(Block(0, 1))
+    assert transfers.brought[-1] == (Block(0, 1), 0, (use,))
+
+
+def test_the_slot_of_a_block_that_was_never_used_is_refilled_after_its_arrival() -> None:
+    transfers = Transfers()
+    residency = Residency({SlotKind.EXPERT: 1}, (), transfers)
+    residency.request(Block(0, 0))
+    residency.release(Block(0, 0))
+    assert not residency.is_known(Block(0, 0))
+    residency.request(Block(0, 1))
+    assert transfers.brought[-1] == (Block(0, 1), 0, (transfers.arrivals[Block(0, 0)],))
+
+
+def test_the_slot_that_was_freed_first_is_refilled_first() -> None:
+    transfers = Transfers()
+    residency = Residency({SlotKind.EXPERT: 3}, (), transfers)
+    for expert in range(3):
+        residency.request(Block(0, expert))
+    for expert in (1, 2, 0):
+        residency.release(Block(0, expert), FakeEvent(done=True))
+    for expert in range(3):
+        residency.request(Block(1, expert))
+    assert [slot for _, slot, _ in transfers.brought[3:]] == [1, 2, 0]
+
+
+def test_residents_need_no_slot_and_no_wait_and_never_leave() -> None:
+    transfers = Transfers()
+    resident = Block(1, 1)
+    residency = Residency({}, [resident], transfers)
+    assert residency.arrival(resident) == ()
+    residency.release(resident, FakeEvent(done=True))
+    residency.release(resident)
+    assert residency.is_here(resident)
+    assert residency.is_resident(resident)
+    assert not residency.held()
+    assert not transfers.brought
+
+
+def test_a_block_that_is_known_cannot_be_sent_for_again() -> None:
+    residency = Residency(SLOTS, [Block(0)], Transfers())
+    residency.request(Block(0, 3))
+    for block in (Block(0, 3), Block(0)):
+        with pytest.raises(AssertionError, match="sent for twice"):
+            residency.request(block)
+
+
+def test_a_slot_that_two_blocks_hold_is_noticed() -> None:
+    residency = Residency(SLOTS, (), Transfers())
+    residency.request(Block(0, 0))
+    residency.request(Block(0, 1))
+    residency._slots[Block(0, 1)] = residency.slot(Block(0, 0))
+    with pytest.raises(AssertionError):
+        residency.check_integrity()

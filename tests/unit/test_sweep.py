@@ -1,0 +1,521 @@
+"""The sweep's promises, on schedules nobody thought of.
+
+A run takes batches with arbitrary routing through `run_group`, on a disk that ends operations
+late, and writes down in order what was sent for and what was computed. What must hold is read off
+that log; that blocks are there when they are used, the store asserts as it goes.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from itertools import cycle, product
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from klotski.core import DENSE, Block, OnDemand, Operation, Order, Prefetch, SweepReport
+from klotski.lanes import Clock, Event, InlineLane, Lane, ThreadLane
+from klotski.pipeline import Policy, Popularity, PrefetchCount, Sweeper, run_group
+from klotski.weights.residency import Residency, SlotKind
+from tests.unit.fakes import CheckingWorker, Counts, Entry, FakeBatch, FakeStore, LateLane, Sink, examples, ticks
+
+SWITCHES = [
+    (prefetch, on_demand, order)
+    for prefetch, on_demand, order in product(Prefetch, OnDemand, Order)
+    # What sends for a block at its turn can neither bring it earlier nor choose among arrivals.
+    if on_demand is OnDemand.eager or (prefetch is Prefetch.none and order is not Order.arrival)
+]
+EAGER = Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival)
+LAZY = Policy(Prefetch.none, 1, OnDemand.lazy, Order.index)
+WHOLE_LAYER = Policy(Prefetch.layer, 1, OnDemand.eager, Order.index)
+
+Steps = list[list[Counts]]
+"""Of one batch: for each sweep that it takes part in, for each layer."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    experts: tuple[int, ...]
+    batches: tuple[Steps, ...]
+    n: int
+    policy: Policy
+    dense_slots: int = 2
+    expert_slots: int = 2
+    residents: frozenset[Block] = frozenset()
+    late: tuple[int, ...] = (0,)  # operations that the disk ends, or 0.1 ms that everyone takes, each time
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [Block(layer, expert) for layer, count in enumerate(self.experts) for expert in range(-1, count)]
+
+
+@dataclass
+class Story:
+    """What happened in a run."""
+
+    log: list[Entry] = field(default_factory=list)
+    reports: list[SweepReport] = field(default_factory=list)
+    prefetch: PrefetchCount = field(default_factory=PrefetchCount)
+    held: frozenset[Block] = frozenset()
+    sink: Sink = field(default_factory=Sink)
+    batches: list[FakeBatch] = field(default_factory=list)
+
+    def sweeps(self) -> list[list[Entry]]:
+        """What was computed, by sweep."""
+        sweeps: list[list[Entry]] = [[]]
+        for entry in self.log:
+            if entry.what == "end of sweep":
+                sweeps.append([])
+            elif entry.what != "bring":
+                sweeps[-1].append(entry)
+        assert not sweeps[-1], "something was computed after the last sweep"
+        return sweeps[:-1]
+
+    def groups(self) -> list[list[int]]:
+        """The batches of each sweep, in order."""
+        return [[entry.batch for entry in sweep if entry[:2] == ("attention", 0)] for sweep in self.sweeps()]
+
+
+def routing_of(scenario: Scenario, groups: list[list[int]]) -> list[list[list[int]]]:
+    """Tokens for each expert of each layer over the whole group, by sweep."""
+    steps = [iter(batch) for batch in scenario.batches]
+    totals = []
+    for group in groups:
+        layers = [[0] * count for count in scenario.experts]
+        for batch in group:
+            for layer, counts in enumerate(next(steps[batch])):
+                layers[layer] = [sum(pair) for pair in zip(layers[layer], counts or (), strict=True)]
+        totals.append(layers)
+    return totals
+
+
+def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callable[[], None]) -> Story:
+    story = Story(sink=sink)
+    slots = {SlotKind.DENSE: scenario.dense_slots, SlotKind.EXPERT: scenario.expert_slots}
+    store = FakeStore(slots, scenario.residents, disk, story.log, pause)
+
+    def visit(entry: Entry) -> None:
+        store.use(Block(entry.layer))  # a batch leaves the layer on the dense part, too
+        story.log.append(entry)
+
+    def on_sweep(report: SweepReport) -> None:
+        story.reports.append(report)
+        story.log.append(Entry("end of sweep", 0))
+
+    compute = InlineLane("compute", sink, clock)
+    sweeper = Sweeper(
+        scenario.experts,
+        scenario.policy,
+        Popularity(scenario.experts),
+        store.residency,
+        compute,
+        CheckingWorker(store, story.log),
+    )
+    story.batches = [FakeBatch(index, steps, visit) for index, steps in enumerate(scenario.batches)]
+    run_group(iter(story.batches), scenario.n, sweeper, compute, clock, on_sweep)
+    story.prefetch, story.held = sweeper.prefetch, store.residency.held()
+    return story
+
+
+def play_late(scenario: Scenario) -> Story:
+    """On a disk that ends the next few operations during each use of a block, and else when waited for."""
+    sink, clock = Sink(), ticks()
+    disk = LateLane("disk", sink, clock)
+    late = cycle(scenario.late)
+    return play(scenario, disk, clock, sink, lambda: disk.advance(next(late)))
+
+
+def play_threaded(scenario: Scenario) -> Story:
+    sink = Sink()
+    disk = ThreadLane("disk", sink, time.monotonic)
+    late = cycle(scenario.late)
+    try:
+        return play(scenario, disk, time.monotonic, sink, lambda: time.sleep(next(late) / 10_000))
+    finally:
+        disk.close()
+
+
+# What must hold, read off the story.
+
+
+def check_computed_once_and_in_order(scenario: Scenario, story: Story) -> None:
+    """Layer by layer: all batches in, every expert with tokens once, all batches out."""
+    groups = story.groups()
+    for sweep, group, totals in zip(story.sweeps(), groups, routing_of(scenario, groups), strict=True):
+        assert [entry.layer for entry in sweep] == sorted(entry.layer for entry in sweep)
+        for layer, count in enumerate(scenario.experts):
+            entries = [entry for entry in sweep if entry.layer == layer]
+            needed = [expert for expert, tokens in enumerate(totals[layer]) if tokens]
+            expected = ["enter"] + ["attention"] * len(group)
+            if count:
+                expected += ["gather"] + ["expert"] * len(needed) + ["combine"] + ["finish"] * len(group)
+            assert [entry.what for entry in entries] == expected
+            assert sorted(entry.expert for entry in entries if entry.what == "expert") == needed
+            for what in ("attention", "finish") if count else ("attention",):
+                assert [entry.batch for entry in entries if entry.what == what] == group
+
+
+def check_moved_once(scenario: Scenario, story: Story) -> None:
+    """A block arrives once for each pass of its layer that uses it, and at most once for one that does not.
+
+    The pass that an arrival is for is the layer's next, or the one in progress while it still
+    needs the block. An arrival for a pass that does not use it is a wrong guess, or was sent for
+    on behalf of the sweep after the last.
+    """
+    totals = routing_of(scenario, story.groups())
+    arrivals: Counter[tuple[Block, int]] = Counter()
+    passes: Counter[int] = Counter()  # by layer: how often its routing has become known
+    entered: Counter[int] = Counter()
+    used: set[tuple[Block, int]] = set()
+    for entry in story.log:
+        now = passes[entry.layer] - 1
+        if entry.what == "enter":
+            entered[entry.layer] += 1
+        elif entry.what == "gather":
+            passes[entry.layer] += 1
+        elif entry.what == "expert":
+            used.add((entry.block, now))
+        elif entry.what == "bring" and entry.block.is_dense:
+            arrivals[entry.block, entered[entry.layer]] += 1
+        elif entry.what == "bring":
+            wanted = now >= 0 and totals[now][entry.layer][entry.expert] and (entry.block, now) not in used
+            arrivals[entry.block, now if wanted else now + 1] += 1
+    in_vain = 0
+    for block, index in product(scenario.blocks, range(len(totals) + 1)):
+        is_last = index == len(totals)
+        needed = not is_last and (block.is_dense or totals[index][block.layer][block.expert] > 0)
+        count = arrivals[block, index]
+        assert count <= 1
+        assert not (count and block in scenario.residents)
+        assert count or not needed or block in scenario.residents, f"{block} was used in {index} but did not arrive"
+        in_vain += count and not needed and not block.is_dense
+        assert not is_last or not count or scenario.policy.on_demand is OnDemand.eager
+    if scenario.policy.prefetch is Prefetch.none:
+        assert not in_vain
+    assert in_vain == story.prefetch.requested - story.prefetch.used
+
+
+def check_group(scenario: Scenario, story: Story) -> None:
+    """Batches come in order, stay without a break until they end, and leave no seat empty that could be filled."""
+    left = Counter({index: len(steps) for index, steps in enumerate(scenario.batches)})
+    assert len(story.reports) == len(story.groups())
+    for index, (group, report) in enumerate(zip(story.groups(), story.reports, strict=True)):
+        unfinished = sorted(batch for batch, steps in left.items() if steps)
+        assert group == unfinished[: scenario.n]
+        firsts = [batch for batch in group if left[batch] == len(scenario.batches[batch])]
+        assert (report.index, report.batches, report.output_tokens) == (index, len(group), len(group))
+        assert report.cache_bytes == sum(10 * (len(scenario.batches[b]) - left[b] + 1) for b in group)
+        assert report.prefill_tokens == 7 * len(firsts)
+        assert report.decode_tokens == len(group) - len(firsts)
+        assert report.begin == (story.reports[index - 1].end if index else report.begin) <= report.end
+        left.subtract(group)
+    assert not any(left.values())
+    assert all(batch.is_finished for batch in story.batches)
+
+
+def check_all(scenario: Scenario, story: Story) -> None:
+    check_computed_once_and_in_order(scenario, story)
+    check_moved_once(scenario, story)
+    check_group(scenario, story)
+    assert story.prefetch.used <= story.prefetch.requested
+    assert not story.held
+
+
+# Schedules.
+
+
+def only(expert: int, count: int) -> Counts:
+    """All tokens on one expert."""
+    return tuple(9 * (each == expert % count) for each in range(count)) if count else None
+
+
+def constant(tokens: Iterable[int], experts: tuple[int, ...], steps: int) -> Steps:
+    """The same tokens for each layer's first experts, in each step."""
+    counts = tuple(tokens)
+    return [[(counts + (0,) * count)[:count] if count else None for count in experts] for _ in range(steps)]
+
+
+@st.composite
+def routings(draw: st.DrawFn, batch: int, experts: tuple[int, ...]) -> Steps:
+    lengths = range(draw(st.integers(1, 3)))
+    match draw(st.sampled_from(["random", "one expert", "shifting", "all"])):
+        case "random":
+            return [
+                [tuple(draw(st.integers(0, 3)) for _ in range(count)) if count else None for count in experts]
+                for _ in lengths
+            ]
+        case "one expert":
+            favourite = draw(st.integers(0, 7))
+            return [[only(favourite, count) for count in experts] for _ in lengths]
+        case "shifting":
+            return [[only(batch + step + layer, count) for layer, count in enumerate(experts)] for step in lengths]
+        case "all":
+            return [[(2,) * count if count else None for count in experts] for _ in lengths]
+    raise AssertionError
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    experts = tuple(draw(st.lists(st.sampled_from([0, 1, 2, 3, 5, 8]), min_size=1, max_size=4)))
+    batches = tuple(draw(routings(batch, experts)) for batch in range(draw(st.integers(1, 5))))
+    prefetch, on_demand, order = draw(st.sampled_from(SWITCHES))
+    scenario = Scenario(
+        experts,
+        batches,
+        n=draw(st.integers(1, 4)),
+        policy=Policy(prefetch, draw(st.integers(1, 4)), on_demand, order),
+        dense_slots=draw(st.integers(1, 3)),
+        expert_slots=draw(st.integers(1, 6)),
+        late=tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))),
+    )
+    share = draw(st.sampled_from([0, 0, 0.3, 0.9]))
+    random = draw(st.randoms(use_true_random=False))
+    return replace(scenario, residents=frozenset(block for block in scenario.blocks if random.random() < share))
+
+
+ONE_LAYER = Scenario((4,), (constant([1, 1, 1, 1], (4,), 3),), 1, EAGER, dense_slots=1, expert_slots=1)
+NO_EXPERTS = Scenario((0, 0), (constant([], (0, 0), 2),), 1, EAGER, dense_slots=1)
+ALL_COLD = Scenario(
+    (8, 0, 8),
+    tuple([[only(b + step + layer, e) for layer, e in enumerate((8, 0, 8))] for step in range(3)] for b in range(4)),
+    4,
+    EAGER,
+)
+
+
+@given(scenarios())
+@example(ONE_LAYER)
+@example(NO_EXPERTS)
+@example(ALL_COLD)
+@examples(400)
+def test_every_promise_holds_on_a_late_disk(scenario: Scenario) -> None:
+    check_all(scenario, play_late(scenario))
+
+
+@given(scenarios())
+@example(ONE_LAYER)
+@example(NO_EXPERTS)
+@example(ALL_COLD)
+@examples(60)
+def test_every_promise_holds_on_a_thread(scenario: Scenario) -> None:
+    check_all(scenario, play_threaded(scenario))
+
+
+@given(scenarios())
+@examples(60)
+def test_the_same_run_takes_the_same_course(scenario: Scenario) -> None:
+    assert play_late(scenario).log == play_late(scenario).log
+
+
+@given(scenarios(), st.sampled_from([Order.index, Order.hot_first, Order.arrival]))
+@examples(80)
+def test_where_everything_stays_the_order_of_experts_is_the_policys(scenario: Scenario, order: Order) -> None:
+    policy = replace(scenario.policy, on_demand=OnDemand.eager, order=order)
+    scenario = replace(scenario, policy=policy, residents=frozenset(scenario.blocks))
+    story = play_late(scenario)
+    check_all(scenario, story)
+    assert not [entry for entry in story.log if entry.what == "bring"]
+    assert not story.sink.bubbles
+    for sweep, totals in zip(story.sweeps(), routing_of(scenario, story.groups()), strict=True):
+        for layer, tokens in enumerate(totals):
+            computed = [entry.expert for entry in sweep if entry.what == "expert" and entry.layer == layer]
+            if order is Order.index:
+                assert computed == sorted(computed)
+            else:
+                assert computed == sorted(computed, key=lambda expert: (-tokens[expert], expert))
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=lambda switches: "-".join(each.value for each in switches))
+def test_one_slot_of_each_kind_is_enough_for_every_policy(switches: tuple[Prefetch, OnDemand, Order]) -> None:
+    prefetch, on_demand, order = switches
+    scenario = replace(
+        ALL_COLD, policy=Policy(prefetch, 3, on_demand, order), dense_slots=1, expert_slots=1, late=(0, 1, 5)
+    )
+    check_all(scenario, play_late(scenario))
+
+
+# What each strategy sends for, and when.
+
+
+def positions(log: list[Entry], what: str, block: Block) -> list[int]:
+    return [position for position, entry in enumerate(log) if entry.what == what and entry.block == block]
+
+
+def test_lazy_sends_for_each_block_when_its_turn_comes() -> None:
+    story = play_late(Scenario((3, 2), (constant([1, 1, 1], (3, 2), 2),), 1, LAZY))
+    check = iter(story.log)
+    for entry in check:
+        if entry.what == "bring":
+            use = next(check)
+            assert use.block == entry.block
+            assert use.what == ("enter" if entry.block.is_dense else "expert")
+
+
+def test_eager_sends_for_an_expert_before_the_next_batch_has_been_routed() -> None:
+    policy = Policy(Prefetch.none, 1, OnDemand.eager, Order.arrival)
+    batches = (constant([4, 0], (2,), 1), constant([0, 4], (2,), 1))
+    story = play_late(Scenario((2,), batches, 2, policy))
+    order = [(entry.what, entry.expert, entry.batch) for entry in story.log]
+    routed, sent = order.index(("attention", DENSE, 0)), order.index(("bring", 0, -1))
+    assert routed < sent < order.index(("attention", DENSE, 1)) < order.index(("bring", 1, -1))
+
+
+@pytest.mark.parametrize("policy", [EAGER, WHOLE_LAYER], ids=["klotski", "overlap"])
+def test_the_next_dense_part_is_sent_for_while_experts_are_computed(policy: Policy) -> None:
+    story = play_late(Scenario((4, 4), (constant([1, 2, 3, 4], (4, 4), 1),), 1, policy))
+    sent = positions(story.log, "bring", Block(1))[0]
+    assert positions(story.log, "gather", Block(0))[0] < sent < positions(story.log, "combine", Block(0))[0]
+
+
+@pytest.mark.parametrize("policy", [EAGER, WHOLE_LAYER], ids=["klotski", "overlap"])
+def test_nothing_of_the_next_layer_is_sent_for_before_all_that_this_one_needs(policy: Policy) -> None:
+    story = play_late(Scenario((6, 6), (constant([1] * 6, (6, 6), 2),), 1, policy, expert_slots=2))
+    sent = [entry.layer for entry in story.log if entry.what == "bring"]
+    # Each layer's seven blocks, sweep after sweep, and then what the sweep that does not come would begin with.
+    assert sent == [0] * 7 + [1] * 7 + [0] * 7 + [1] * 7 + [0] * 3
+
+
+def test_the_next_dense_part_is_sent_for_while_batches_pass_a_layer_without_experts() -> None:
+    experts = (0, 0, 2)
+    story = play_late(Scenario(experts, (constant([1, 1], experts, 1), constant([1, 1], experts, 1)), 2, EAGER))
+    for layer in (0, 1):
+        sent = positions(story.log, "bring", Block(layer + 1))[0]
+        assert sent < positions(story.log, "attention", Block(layer))[0]
+
+
+def test_a_wrong_guess_gives_its_slot_to_what_is_needed() -> None:
+    steps: Steps = [[(5, 0, 0)], [(5, 0, 0)], [(0, 0, 5)]]
+    policy = replace(EAGER, hot=1)
+    story = play_late(Scenario((3,), (steps,), 1, policy, expert_slots=1))
+    last = [entry for entry in story.log if entry.what in ("bring", "expert") and not entry.block.is_dense][-4:]
+    assert [(entry.what, entry.expert) for entry in last] == [("bring", 0), ("bring", 2), ("expert", 2), ("bring", 0)]
+    assert story.prefetch == PrefetchCount(requested=4, used=2)
+
+
+def test_guesses_at_steady_routing_are_all_of_use_but_those_for_the_sweep_that_does_not_come() -> None:
+    experts = (6, 6)
+    story = play_late(Scenario(experts, (constant([0, 3, 0, 2], experts, 5),), 1, EAGER, expert_slots=6))
+    # The first sweep knows nothing yet and guesses the lowest indices: 1 is right, 0 is not.
+    assert story.prefetch == PrefetchCount(requested=2 * 2 * 5 + 2, used=2 + 2 * 2 * 4)
+
+
+def test_hot_brings_no_more_than_its_number_before_routing_is_known() -> None:
+    story = play_late(Scenario((8,), (constant([1] * 8, (8,), 1),), 1, replace(EAGER, hot=3), expert_slots=8))
+    routed = next(i for i, entry in enumerate(story.log) if entry.what == "attention")
+    before = [entry.expert for entry in story.log[:routed] if entry.what == "bring" and not entry.block.is_dense]
+    assert before == [0, 1, 2]
+
+
+def test_experts_that_are_here_are_computed_while_others_arrive() -> None:
+    resident = frozenset({Block(0), Block(0, 3)})
+    scenario = Scenario((4,), (constant([9, 9, 9, 1], (4,), 1),), 1, EAGER, expert_slots=3, residents=resident)
+    story = play_late(replace(scenario, late=(0,)))
+    computed = [entry.expert for entry in story.log if entry.what == "expert"]
+    assert computed[0] == 3
+    waited = [bubble.operation.expert for bubble in story.sink.bubbles]
+    assert 3 not in waited
+    assert len(waited) == 3
+
+
+def test_a_batch_that_comes_in_shares_the_blocks_of_those_that_decode() -> None:
+    experts = (2,)
+    batches = (constant([3, 1], experts, 3), constant([3, 1], experts, 1), constant([7, 7], experts, 2))
+    story = play_late(Scenario(experts, batches, 2, EAGER))
+    assert story.groups() == [[0, 1], [0, 2], [0, 2]]
+    assert [(report.prefill_tokens, report.decode_tokens) for report in story.reports] == [(14, 0), (7, 1), (0, 2)]
+    assert len(positions(story.log, "expert", Block(0, 0))) == 3
+
+
+def test_a_sweeper_that_was_closed_may_sweep_again() -> None:
+    """Guesses for the sweep that did not come must not be taken for guesses of the next run."""
+    log: list[Entry] = []
+    disk = LateLane("disk", Sink(), ticks())
+    store = FakeStore({SlotKind.DENSE: 2, SlotKind.EXPERT: 2}, [], disk, log)
+    compute = InlineLane("compute", Sink(), ticks())
+    policy = replace(EAGER, hot=4)  # more than there are slots, so that some still wait for one
+    sweeper = Sweeper((5,), policy, Popularity((5,)), store.residency, compute, CheckingWorker(store, log))
+    for run in range(3):
+        batch = FakeBatch(0, [[only(run + step, 5)] for step in range(3)], log.append)
+        run_group(iter([batch]), 1, sweeper, compute, ticks(), lambda report: None)
+        assert batch.is_finished
+        assert not store.residency.held()
+    assert [entry.expert for entry in log if entry.what == "expert"] == [0, 1, 2, 1, 2, 3, 2, 3, 4]
+    assert sweeper.prefetch.used <= sweeper.prefetch.requested
+
+
+def test_a_group_without_batches_sweeps_nothing() -> None:
+    story = play_late(Scenario((2,), (), 3, EAGER))
+    assert not story.log
+    assert not story.reports
+
+
+# What goes wrong.
+
+
+class LostError(Exception):
+    pass
+
+
+class FailedEvent:
+    def is_done(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        raise LostError
+
+
+@pytest.mark.parametrize("lost", [Block(0), Block(0, 1), Block(1, 0)], ids=str)
+def test_a_block_that_cannot_be_read_ends_the_sweep_with_the_disks_error(lost: Block) -> None:
+    computed: list[Block] = []
+    sink = Sink()
+    disk = LateLane("disk", sink, ticks())
+
+    def bring(block: Block, slot: int, after: Iterable[Event]) -> Event:
+        return FailedEvent() if block == lost else disk.submit(Operation("read", block.layer), lambda: None)
+
+    class Worker(CheckingWorker):
+        def __init__(self) -> None:
+            super().__init__(FakeStore({}, [], disk, []), [])
+
+        def enter(self, layer: int) -> None:
+            computed.append(Block(layer))
+
+        def compute(self, layer: int, expert: int) -> None:
+            computed.append(Block(layer, expert))
+
+    residency = Residency({SlotKind.DENSE: 2, SlotKind.EXPERT: 2}, (), bring)
+    compute = InlineLane("compute", sink, ticks())
+    sweeper = Sweeper((2, 2), EAGER, Popularity((2, 2)), residency, compute, Worker())
+    batch = FakeBatch(0, constant([1, 1], (2, 2), 1), lambda entry: None)
+    with pytest.raises(LostError):
+        run_group(iter([batch]), 1, sweeper, compute, ticks(), lambda report: None)
+    assert lost not in computed
+    assert not batch.is_finished
+
+
+def test_an_error_of_the_worker_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(worker: CheckingWorker, layer: int, expert: int) -> None:
+        raise LostError
+
+    monkeypatch.setattr(CheckingWorker, "compute", lose)
+    with pytest.raises(LostError):
+        play_late(ALL_COLD)
+
+
+# The checks themselves notice what they are there for.
+
+
+def test_a_block_that_is_used_before_it_has_arrived_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Residency, "arrival", lambda self, block: ())
+    with pytest.raises(AssertionError, match="should be"):
+        play_late(ALL_COLD)
+
+
+def test_a_second_arrival_is_noticed() -> None:
+    story = play_late(ALL_COLD)
+    again = next(position for position, entry in enumerate(story.log) if entry.what == "bring")
+    story.log.insert(again, story.log[again])
+    with pytest.raises(AssertionError):
+        check_moved_once(ALL_COLD, story)

@@ -1,0 +1,416 @@
+"""What a run leaves behind says what happened, whole and in agreement with itself."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klotski.core import DENSE, Compute, LaneName, Operation, Span, SweepReport
+from klotski.errors import KlotskiError, OutputError
+from klotski.lanes import InlineLane, ThreadLane
+from klotski.telemetry import Recorder, RunLog, SweepUse, Totals, summarize, write_trace
+from tests.engine import read_lines, run_engine
+from tests.unit.fakes import examples
+
+# From the design: other programs rely on these names.
+METRICS = [
+    "status",
+    "mode",
+    "elapsed_time",
+    "num_requests",
+    "prompt_tokens",
+    "output_tokens",
+    "total_num_tokens",
+    "requests_per_second",
+    "tokens_per_second",
+    "output_tokens_per_second",
+    "prefill_seconds",
+    "decode_seconds",
+    "decode_tokens_per_second",
+    "bytes_moved",
+    "lane_busy_seconds",
+    "bubble_fraction",
+    "bound",
+    "peak_memory",
+    "prefetch",
+    "plan",
+]
+LANES = [LaneName.COMPUTE, LaneName.DISK, "copy_in", "copy_out"]
+
+
+@st.composite
+def operations(draw: st.DrawFn) -> Operation:
+    return Operation(
+        kind=draw(st.sampled_from([*Compute, "dense"])),
+        layer=draw(st.integers(0, 40)),
+        expert=draw(st.integers(DENSE, 9)),
+        batch=draw(st.integers(-1, 5)),
+        nbytes=draw(st.integers(0, 10**9)),
+        tokens=draw(st.integers(0, 1000)),
+    )
+
+
+@st.composite
+def spans(draw: st.DrawFn, lane: str) -> list[Span]:
+    """Operations of one lane, which never overlap."""
+    steps = draw(st.lists(st.tuples(st.floats(0, 50), st.floats(0, 50), operations()), max_size=8))
+    now, found = draw(st.floats(0, 10_000)), []
+    for pause, duration, operation in steps:
+        begin = now + pause
+        now = begin + duration
+        found.append(Span(lane, operation, begin, now))
+    return found
+
+
+@st.composite
+def timelines(draw: st.DrawFn) -> list[Span]:
+    """Operations of several lanes, in the order in which they end."""
+    lanes = draw(st.sets(st.sampled_from(LANES), min_size=1))
+    return sorted((span for lane in sorted(lanes) for span in draw(spans(lane))), key=lambda span: span.end)
+
+
+def check_trace(file: Path, lanes: set[str]) -> list[dict[str, Any]]:
+    """Assert that a trace is one that Perfetto shows well; its complete events."""
+    trace = json.loads(file.read_text())
+    entries = trace["traceEvents"]
+    names = [(entry["tid"], entry["args"]["name"]) for entry in entries if entry["name"] == "thread_name"]
+    assert len({tid for tid, _ in names}) == len({name for _, name in names}) == len(names)
+    assert {name for _, name in names} == lanes
+    complete = [entry for entry in entries if entry["ph"] == "X"]
+    assert {entry["tid"] for entry in complete} == {tid for tid, _ in names}
+    tracks = defaultdict(list)
+    for entry in complete:
+        assert entry["dur"] >= 0
+        tracks[entry["tid"]].append((entry["ts"], entry["ts"] + entry["dur"]))
+    for track in tracks.values():
+        # A nanosecond, the last digit that is kept; in microseconds.
+        assert all(before[1] <= after[0] + 0.0011 for before, after in pairwise(sorted(track)))
+    return complete
+
+
+@given(timelines())
+@examples(60)
+def test_events_of_each_lane_add_up_to_its_busy_seconds(
+    tmp_path_factory: pytest.TempPathFactory, timeline: list[Span]
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    with RunLog(folder) as log:
+        recorder = Recorder(log.events)
+        for number, span in enumerate(timeline):
+            recorder.span(span)
+            if number % 3 == 0:
+                recorder.flush()
+        recorder.flush()
+        metrics = summarize("ok", "measured", Totals(), recorder, None)
+    seconds: dict[str, float] = defaultdict(float)
+    nbytes: dict[str, int] = defaultdict(int)
+    for line in read_lines(folder / "events.jsonl"):
+        assert line["event"] == "span"
+        seconds[line["lane"]] += line["end"] - line["begin"]
+        nbytes[line["lane"]] += line.get("bytes", 0)
+    assert metrics["lane_busy_seconds"] == pytest.approx(seconds, abs=1e-7)
+    assert metrics["bytes_moved"] == {lane: count for lane, count in nbytes.items() if count}
+
+
+@given(timelines(), st.booleans())
+@examples(60)
+def test_the_trace_has_a_track_for_each_lane_on_which_nothing_overlaps(
+    tmp_path_factory: pytest.TempPathFactory, timeline: list[Span], waits: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    expected = {str(span.lane) for span in timeline}
+    with RunLog(folder) as log:
+        recorder = Recorder(log.events)
+        for span in timeline:
+            recorder.span(span)
+        if waits:
+            recorder.bubble(Span(LaneName.COMPUTE, Operation(Compute.EXPERT, 3, 1), 1.0, 2.0))
+            recorder.sweep(SweepReport(0, 0.0, 2.0, 1, 10, 0, 1, 400))
+            recorder.sweep(SweepReport(1, 2.0, 5.0, 1, 0, 1, 1, 440))
+            expected |= {"bubbles", "sweeps"}
+        recorder.flush()
+    write_trace(folder / "events.jsonl", folder / "trace.json")
+    assert len(check_trace(folder / "trace.json", expected)) == len(timeline) + 3 * waits
+
+
+def test_lanes_at_work_leave_a_trace_that_can_be_opened(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        recorder = Recorder(log.events)
+        disk = ThreadLane(LaneName.DISK, recorder, log.clock)
+        compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
+        for expert in range(10):
+            read = disk.submit(Operation("expert", 0, expert, nbytes=100), lambda: time.sleep(0.001))
+            compute.submit(Operation(Compute.EXPERT, 0, expert, tokens=3), lambda: None, [read])
+        disk.close()
+        recorder.flush()
+    write_trace(tmp_path / "events.jsonl", tmp_path / "trace.json")
+    complete = check_trace(tmp_path / "trace.json", {"disk", "compute", "bubbles"})
+    assert {"L0 expert 9", "wait for L0 expert 9"} <= {entry["name"] for entry in complete}
+    assert recorder.bytes_moved[LaneName.DISK] == 1000
+    assert 0 < recorder.bubble_seconds <= log.clock()
+
+
+def test_a_run_without_events_leaves_a_valid_trace(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").touch()
+    write_trace(tmp_path / "events.jsonl", tmp_path / "trace.json")
+    assert not check_trace(tmp_path / "trace.json", set())
+
+
+def test_events_leave_out_what_is_at_its_default() -> None:
+    written: list[bytes] = []
+    recorder = Recorder(written.append)
+    recorder.span(Span("disk", Operation("dense", 2, nbytes=7), 0.5, 0.75))
+    recorder.bubble(Span("compute", Operation(Compute.ATTENTION, 2, batch=1, tokens=4), 0.5, 0.75))
+    recorder.flush()
+    recorder.flush()
+    (lines,) = written
+    assert [json.loads(line) for line in lines.splitlines()] == [
+        {"event": "span", "lane": "disk", "kind": "dense", "layer": 2, "begin": 0.5, "end": 0.75, "bytes": 7},
+        {
+            "event": "bubble",
+            "lane": "compute",
+            "kind": "attention",
+            "layer": 2,
+            "begin": 0.5,
+            "end": 0.75,
+            "batch": 1,
+            "tokens": 4,
+        },
+    ]
+    assert recorder.busy_seconds == {"disk": 0.25}
+    assert recorder.bubble_seconds == 0.25
+
+
+def test_no_span_is_lost_or_written_twice_when_lanes_and_flushes_meet(tmp_path: Path) -> None:
+    each = 300
+    with RunLog(tmp_path) as log:
+        recorder = Recorder(log.events)
+
+        def work(lane: str) -> None:
+            for layer in range(each):
+                recorder.span(Span(lane, Operation("read", layer), layer, layer + 1))
+                if layer % 20 == 0:
+                    recorder.flush()
+
+        threads = [threading.Thread(target=work, args=(lane,)) for lane in LANES]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        recorder.flush()
+    lines = read_lines(tmp_path / "events.jsonl")
+    for lane in LANES:
+        assert sorted(line["layer"] for line in lines if line["lane"] == lane) == list(range(each))
+        assert recorder.busy_seconds[lane] == each
+
+
+# metrics.json
+
+
+def use(seconds: float, compute: float, disk: float, nbytes: int, tokens: int = 1, prefill: bool = False) -> SweepUse:
+    busy: dict[str, float] = {LaneName.COMPUTE: compute, LaneName.DISK: disk}
+    return SweepUse(seconds, busy, {LaneName.DISK: nbytes}, prefill, tokens)
+
+
+def test_metrics_have_every_key_that_others_rely_on_even_of_a_run_that_never_began() -> None:
+    metrics = summarize("failed", "measured", Totals(), Recorder(lambda lines: None), "no such model")
+    assert set(METRICS) <= set(metrics)
+    assert set(metrics["bound"]) == {"resource", "seconds", "efficiency"}
+    assert set(metrics["prefetch"]) == {"requested", "used", "hit_rate"}
+    assert (metrics["status"], metrics["mode"], metrics["error"]) == ("failed", "measured", "no such model")
+    assert json.loads(json.dumps(metrics)) == metrics
+
+
+def test_metrics_add_up() -> None:
+    recorder = Recorder(lambda lines: None)
+    recorder.bubble(Span(LaneName.COMPUTE, Operation(Compute.EXPERT, 0), 1.0, 2.0))
+    totals = Totals(
+        num_requests=2,
+        prompt_tokens=30,
+        output_tokens=10,
+        prefetch_requested=8,
+        prefetch_used=6,
+        sweeps=[use(4.0, 3.0, 1.0, 100, 2, prefill=True), use(2.0, 1.0, 2.0, 200, 4), use(2.0, 1.0, 2.0, 200, 4)],
+    )
+    metrics = summarize("ok", "measured", totals, recorder, None)
+    expected = {
+        "elapsed_time": 8.0,
+        "total_num_tokens": 40,
+        "requests_per_second": 0.25,
+        "tokens_per_second": 5.0,
+        "output_tokens_per_second": 1.25,
+        "prefill_seconds": 4.0,
+        "decode_seconds": 4.0,
+        "decode_tokens_per_second": 2.0,
+        "bubble_fraction": 0.125,
+    }
+    assert {key: metrics[key] for key in expected} == pytest.approx(expected)
+    assert metrics["prefetch"] == {"requested": 8, "used": 6, "hit_rate": 0.75}
+    # At 100 bytes a second the first sweep is bound by compute (3 s), the others by the disk (2 s each).
+    assert metrics["bound"] == {"resource": "disk", "seconds": 7.0, "efficiency": 0.875}
+
+
+@given(
+    st.lists(
+        st.builds(
+            use,
+            seconds=st.floats(0.001, 100),
+            compute=st.floats(0, 100),
+            disk=st.floats(0, 100),
+            nbytes=st.integers(0, 10**12),
+            tokens=st.integers(0, 100),
+            prefill=st.booleans(),
+        )
+    )
+)
+@examples(100)
+def test_no_run_is_faster_than_its_bound(sweeps: list[SweepUse]) -> None:
+    metrics = summarize("ok", "measured", Totals(sweeps=sweeps), Recorder(lambda lines: None), None)
+    assert 0 <= metrics["bound"]["efficiency"] <= 1 + 1e-9
+    assert metrics["bound"]["resource"] in (*LaneName, None)
+    assert metrics["prefill_seconds"] + metrics["decode_seconds"] == pytest.approx(metrics["elapsed_time"])
+    json.dumps(metrics, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "override", ["pipeline.n_batches=none", "model=custom model.path={tmp}/nowhere"], ids=["config", "model"]
+)
+def test_a_run_that_fails_leaves_metrics_that_say_so(tmp_path: Path, override: str) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    (tmp_path / "nowhere").mkdir()
+    run = tmp_path / "run"
+    with pytest.raises(KlotskiError) as refusal:
+        run_engine(run, *override.format(tmp=tmp_path).split())
+    signal.signal(signal.SIGTERM, before)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert set(METRICS) <= set(metrics)
+    assert (metrics["status"], metrics["error"]) == ("failed", str(refusal.value))
+    assert not [file.name for file in run.iterdir() if file.name.startswith(".") or file.suffix == ".draft"]
+
+
+# The run's folder
+
+
+def test_the_folder_says_whose_run_it_is(tmp_path: Path) -> None:
+    began = time.time()
+    with RunLog(tmp_path / "deep" / "run") as log:
+        identity = json.loads((log.folder / "run.json").read_text())
+    assert identity["pid"] == os.getpid()
+    assert identity["host"]
+    assert identity["schema"] == 1
+    assert began - 1 <= identity["start"] <= time.time()
+
+
+def test_a_line_is_on_disk_when_the_call_returns(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        for number in range(3):
+            log.result({"id": str(number), "text": "line\nbreak \u2028 and \U0001f40e"})
+            assert [line["id"] for line in read_raw(tmp_path / "results.jsonl")] == list("012")[: number + 1]
+        log.error({"line": 4, "error": "no prompt"})
+        assert log.num_errors == 1
+    assert read_raw(tmp_path / "errors.jsonl") == [{"line": 4, "error": "no prompt"}]
+
+
+def read_raw(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file that must consist of whole ones; text may hold what looks like a line's end."""
+    data = file.read_bytes()
+    assert not data or data.endswith(b"\n")
+    return [json.loads(line) for line in data.split(b"\n")[:-1]]
+
+
+def test_lines_of_several_threads_are_whole(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+
+        def write(writer: int) -> None:
+            for number in range(100):
+                log.result({"id": f"{writer}-{number}", "text": "x" * random.Random(number).randrange(20_000)})
+
+        threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    ids = [line["id"] for line in read_raw(tmp_path / "results.jsonl")]
+    assert sorted(ids) == sorted(f"{writer}-{number}" for writer in range(4) for number in range(100))
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from klotski.telemetry.runlog import RunLog
+log = RunLog(Path(sys.argv[1]))
+while True:
+    log.result({"id": "x", "text": "y" * 100_000})
+"""
+
+
+def test_a_killed_process_leaves_no_line_but_its_last_unfinished(tmp_path: Path) -> None:
+    """SIGKILL interrupts a write between two pages, so the file may end in a piece without a line's end."""
+    file = tmp_path / "results.jsonl"
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)]) as process:
+        while not file.exists() or file.stat().st_size < 1_000_000:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.kill()
+    *finished, rest = file.read_bytes().split(b"\n")
+    assert len(finished) >= 9
+    assert all(len(json.loads(line)["text"]) == 100_000 for line in finished)
+    assert len(rest) < len(finished[0])
+
+
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/run/run\.json could not be written: Not a directory"):
+        RunLog(tmp_path / "file" / "run")
+
+
+def test_a_full_disk_is_told_by_the_file_and_what_was_finished_stays(tmp_path: Path) -> None:
+    # A device that has no space whatever is written to it.
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    with RunLog(tmp_path) as log:
+        log.result({"id": "1"})
+        with pytest.raises(OutputError, match=r"events\.jsonl could not be written: no space is left; what was"):
+            log.events(b"{}\n")
+        log.metrics({"status": "failed"})
+    assert read_raw(tmp_path / "results.jsonl") == [{"id": "1"}]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"status": "failed"}
+
+
+def test_space_is_kept_back_for_the_metrics_until_they_are_written(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        reserve = tmp_path / ".reserve"
+        assert reserve.stat().st_size >= 1 << 16
+        log.metrics({"status": "ok"})
+        assert not reserve.exists()
+
+
+def test_an_earlier_runs_lines_do_not_stay_in_the_folder(tmp_path: Path) -> None:
+    for number in range(2):
+        with RunLog(tmp_path) as log:
+            log.result({"id": str(number)})
+    assert read_raw(tmp_path / "results.jsonl") == [{"id": "1"}]
+
+
+def test_the_log_may_be_closed_twice(tmp_path: Path) -> None:
+    log = RunLog(tmp_path)
+    log.close()
+    log.close()
+    assert not (tmp_path / ".reserve").exists()
+
+
+def test_the_clock_starts_with_the_run_and_goes_forward(tmp_path: Path) -> None:
+    with RunLog(tmp_path) as log:
+        first, second = log.clock(), log.clock()
+    assert 0 <= first <= second < 60

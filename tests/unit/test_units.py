@@ -1,0 +1,100 @@
+"""Sizes and counts, as people write them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klotski.errors import ConfigError
+from klotski.units import UNITS, format_size, parse_count, parse_size
+from tests.unit.fakes import examples
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1000000", 10**6),
+        ("12b", 12),
+        ("512MiB", 512 << 20),
+        ("512M", 512 << 20),
+        ("2.5GB", 2_500_000_000),
+        ("2.5 gb", 2_500_000_000),
+        (" 1K ", 1024),
+        ("1kb", 1000),
+        ("3.", 3),
+        ("0.5GiB", 1 << 29),
+        ("2TB", 2 * 10**12),
+        ("2T", 2 << 40),
+    ],
+)
+def test_a_size_is_read_as_people_mean_it(text: str, size: int) -> None:
+    assert parse_size("hw.device_memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["auto", "AUTO", " Auto "])
+def test_auto_leaves_the_choice_open(text: str) -> None:
+    assert parse_size("hw.device_memory", text) is None
+    assert parse_count("pipeline.n_batches", text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "1e9", "1,5GB", "1.5.2GB", "12 monkeys", "12XB", ".5GB", "nan", "inf", "1GB 2GB", "0x10"]
+)
+def test_what_is_not_a_size_is_refused_by_its_key(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"hw\.device_memory=.* is not a size"):
+        parse_size("hw.device_memory", text)
+
+
+@pytest.mark.parametrize("text", ["0", "0GB", "0.4", "0.0001KB"])
+def test_less_than_a_byte_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"hw\.host_memory=.* must be above zero"):
+        parse_size("hw.host_memory", text)
+
+
+@given(st.integers(1, 10**12), st.sampled_from(sorted(UNITS)))
+@examples(200)
+def test_a_whole_number_of_any_unit_is_exact(count: int, unit: str) -> None:
+    count %= 2**53 // UNITS[unit]  # beyond, a float has no room for it
+    assert parse_size("key", f"{count + 1}{unit}") == (count + 1) * UNITS[unit]
+
+
+@pytest.mark.parametrize(("text", "size"), [("4.1MB", 4_100_000), ("2.01GB", 2_010_000_000)])
+def test_a_decimal_fraction_of_a_unit_is_exact(text: str, size: int) -> None:
+    assert parse_size("key", text) == size
+
+
+@given(st.integers(1, 10**15))
+@examples(300)
+def test_a_formatted_size_is_read_back_within_its_three_digits(size: int) -> None:
+    text = format_size(size)
+    assert parse_size("key", text) == pytest.approx(size, rel=0.005, abs=1)
+    assert len(text) <= 7
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0B"),
+        (999, "999B"),
+        (1000, "1KB"),
+        (12_345_678, "12.3MB"),
+        (999_400_000, "999MB"),
+        (999_700_000, "1000MB"),
+        (93_400_000_000, "93.4GB"),
+        (5e12, "5TB"),
+        (1.234e16, "12340TB"),
+    ],
+)
+def test_a_size_is_written_with_three_digits(size: float, text: str) -> None:
+    assert format_size(size) == text
+
+
+@given(st.integers(1, 10**12))
+@examples(50)
+def test_a_count_is_read_back(count: int) -> None:
+    assert parse_count("key", str(count)) == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "2.0", "1e3", "two", "0x4", "1 2", "²"])
+def test_what_is_not_a_count_is_refused_by_its_key(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"pipeline\.n_batches=.* must be a whole number of at least 1, or auto"):
+        parse_count("pipeline.n_batches", text)
