@@ -40,7 +40,7 @@ def parse_count(key: str, text: str) -> int | None:
     """
     if text.strip().lower() == "auto":
         return None
-    if not text.strip().isdecimal() or int(text) < 1:
+    if not re.fullmatch(r"[0-9]{1,18}", text.strip()) or int(text) < 1:
         raise ConfigError(f"{key}={text} must be a whole number of at least 1, or auto")
     return int(text)
 

@@ -16,7 +16,7 @@ def plain_generate(folder: Path, requests: list[dict[str, Any]], batch_size: int
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     stop, pad = model.generation_config.eos_token_id, model.config.get_text_config().pad_token_id
-    ordered = sorted(requests, key=lambda request: -len(request["prompt_token_ids"]))
+    ordered = sorted(requests, key=lambda request: (-len(request["prompt_token_ids"]), -request["max_tokens"]))
     outputs: dict[str, list[int]] = {}
     for start in range(0, len(ordered), batch_size):
         batch = ordered[start : start + batch_size]

@@ -19,7 +19,7 @@ from klotski.schema import DType, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count, parse_size
 from klotski.weights import BlockStore, Reader, SlotKind, resolve
-from klotski.workload import Encoder, cut_batches, load_requests
+from klotski.workload import Encoder, cut_batches, in_batch_order, load_requests
 
 __all__ = ["TorchExecutor"]
 
@@ -75,7 +75,7 @@ def plan_run(config: RunConfig, model: OpenModel, requests: Sequence[Request]) -
         budget = own, f"model={config.model.name} asks for so little that it has to stream"
     else:
         budget = free_memory()
-    lengths = sorted(((len(request.prompt), request.max_tokens) for request in requests), reverse=True)
+    lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
     return make_plan(
         gather_facts(model),
         Demand(lengths),

@@ -10,7 +10,8 @@ What a caller may rely on:
 - Operations of one lane never overlap and never overtake each other.
 - An operation that raises completes its event with the exception, which `Event.wait` raises, and
   the lane runs none that were submitted after it.
-- `close` waits for the operation in progress, drops the others, and may be called twice.
+- `close` waits for the operation in progress, ends the others with `LaneClosedError`, and may be
+  called twice.
 """
 
 import time

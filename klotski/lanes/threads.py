@@ -7,7 +7,11 @@ from collections.abc import Callable, Sequence
 from klotski.core import Operation, Span
 from klotski.lanes.base import Clock, Event, Lane, SpanSink
 
-__all__ = ["InlineLane", "ThreadLane"]
+__all__ = ["InlineLane", "LaneClosedError", "ThreadLane"]
+
+
+class LaneClosedError(Exception):
+    """What an operation ends with that a closed lane never began."""
 
 
 class _Done:
@@ -77,6 +81,7 @@ class ThreadLane(Lane):
 
     def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:
         """Queue the operation and return at once."""
+        assert not self._closing, f"the {self.name} lane was closed before {operation} was submitted"
         completion = _Completion()
         self._queue.put((operation, run, after, completion))
         return completion
@@ -88,8 +93,10 @@ class ThreadLane(Lane):
         self._thread.join()
 
     def _work(self) -> None:
-        while (item := self._queue.get()) is not None and not self._closing:
+        while (item := self._queue.get()) is not None:
             operation, run, after, completion = item
+            if self._closing and self._error is None:
+                self._error = LaneClosedError(f"the {self.name} lane was closed")
             if self._error is None:
                 try:
                     for event in after:

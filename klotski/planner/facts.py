@@ -38,7 +38,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Demand:
-    """The workload: prompt length and longest output of each request, longest prompts first."""
+    """The workload: prompt length and longest output of each request, in the order of batches."""
 
     lengths: Sequence[tuple[int, int]]
 

@@ -1,8 +1,10 @@
 """The run's folder, as other programs rely on it.
 
 A line of `results.jsonl` or `errors.jsonl` is written by one system call as soon as it is known:
-whatever kills the process, lines are whole. `metrics.json` is written whatever happens, even when
-the disk has filled up: a reserve of a few pages is given back first.
+whatever kills the process, every line that ends in a newline is whole. (Linux may stop a write
+between two pages if the kill comes in its very middle; a tail without a newline is no line.)
+`metrics.json` is written whatever happens, even when the disk has filled up: a reserve of a few
+pages is given back first.
 """
 
 import errno
