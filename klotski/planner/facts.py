@@ -1,7 +1,7 @@
 """What a plan is made from: the model's sizes, and what the workload asks of memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from klotski.core import Block
 
@@ -41,9 +41,17 @@ class Demand:
     """The workload: prompt length and longest output of each request, in the order of batches."""
 
     lengths: Sequence[tuple[int, int]]
+    _heaviest: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict, init=False, repr=False)
 
     def tokens(self, n_batches: int, batch_size: int) -> tuple[int, int]:
-        """Tokens of KV cache, and tokens in flight, that the heaviest group of n batches needs.
+        """Tokens of KV cache, and tokens in flight, that the heaviest group of n batches needs."""
+        if batch_size not in self._heaviest:  # a planner asks for every n of one size
+            self._heaviest[batch_size] = self._cut(batch_size)
+        contexts, prompts = self._heaviest[batch_size]
+        return sum(contexts[:n_batches]), sum(prompts[:n_batches])
+
+    def _cut(self, batch_size: int) -> tuple[list[int], list[int]]:
+        """Tokens of cache and of prompts of each batch, heaviest first.
 
         Batches are cut in order; each is padded to its longest prompt and lives as long as its
         longest output.
@@ -54,5 +62,4 @@ class Demand:
             longest = max(prompt for prompt, _ in batch)
             prompts.append(len(batch) * longest)
             contexts.append(len(batch) * (longest + max(output for _, output in batch)))
-        heaviest = sum(sorted(contexts, reverse=True)[:n_batches])
-        return heaviest, sum(sorted(prompts, reverse=True)[:n_batches])
+        return sorted(contexts, reverse=True), sorted(prompts, reverse=True)
