@@ -199,6 +199,9 @@ def load(composed: DictConfig) -> RunConfig:
 
 def check(config: RunConfig) -> None:
     """Refuse values that fit their type but nothing else."""
+    for key, path in (("model.path", config.model.path), ("workload.path", getattr(config.workload, "path", "-"))):
+        if not path:
+            raise ConfigError(f"{key} has no value and needs one; set {key}=...")
     parse_size("hw.device_memory", config.hw.device_memory)
     parse_size("hw.host_memory", config.hw.host_memory)
     parse_size("model.auto_device_memory", config.model.auto_device_memory)

@@ -151,7 +151,12 @@ def test_settings_that_exclude_each_other(overrides: tuple[str, ...], named: tup
 
 @pytest.mark.parametrize(
     ("overrides", "key"),
-    [(("workload=jsonl",), "workload.path"), (("model=custom",), "model.path"), (("~pipeline",), "pipeline.name")],
+    [
+        (("workload=jsonl",), "workload.path"),
+        (("model=custom",), "model.path"),
+        (("model.path=",), "model.path"),
+        (("~pipeline",), "pipeline.name"),
+    ],
 )
 def test_a_value_that_is_missing(overrides: tuple[str, ...], key: str) -> None:
     sentence = refusal(*overrides)
