@@ -220,7 +220,7 @@ def check(config: RunConfig) -> None:
             "pipeline.order=arrival needs experts on their way to choose from, and pipeline.on_demand=lazy sends "
             "for one at a time; set pipeline.on_demand=eager or pipeline.order=index"
         )
-    if n_batches is not None and config.executor.name == "auto" and n_batches > 4096:
+    if n_batches is not None and n_batches > 4096:
         raise ConfigError(f"pipeline.n_batches={n_batches} is more than the 4096 batches a group may have")
     check_workload(config.workload)
 

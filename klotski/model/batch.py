@@ -62,7 +62,6 @@ class GenerationBatch(greenlet, Handover):
         self._on_result = on_result
         self._cache: Any = None
         self._routing: Routing | None = None
-        self._num_experts = 0
 
     @property
     def is_finished(self) -> bool:
