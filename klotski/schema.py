@@ -57,7 +57,7 @@ class ModelConfig:
     """A folder in the Hub's layout, a hub id, or `bundled` for the model in the package."""
     dtype: DType = DType.auto
     auto_device_memory: str = "auto"
-    """What `hw.device_memory=auto` means for the bundled model."""
+    """What `hw.device_memory=auto` means for the bundled model, beside `hw.runtime_memory`."""
 
 
 @dataclass
@@ -66,9 +66,12 @@ class HwConfig:
 
     name: str = MISSING
     device_memory: str = "auto"
-    """Budget where arithmetic happens: weights, slots, KV cache, activations. `auto`: 80 % of what is free."""
+    """Budget where arithmetic happens: weights, slots, KV cache, activations, and, where that is CPU memory, the
+    interpreter and torch themselves. `auto`: 80 % of what is free."""
     host_memory: str = "auto"
     """Budget of the tier below a GPU. Without a GPU the device tier is CPU memory, and this is unused."""
+    runtime_memory: str = "auto"
+    """What the interpreter and torch take of the budget by themselves. `auto`: measured. `0` plans for blocks alone."""
     threads: str = "auto"
     """Cores for arithmetic."""
 
@@ -90,9 +93,11 @@ class PipelineConfig:
     """Batches of the group that share each block's arrival (the paper's n)."""
     batch_size: str = "auto"
     """Sequences decoded together."""
+    prefill_tokens: str = "auto"
+    """Tokens of prompts in one sweep, at most: what bounds the memory of activations."""
     prefetch: Prefetch = Prefetch.hot
     hot_experts: str = "auto"
-    """How many experts of a layer `prefetch=hot` brings. `auto`: as many as a token chooses."""
+    """How many experts of a layer `prefetch=hot` brings. `auto`: as many as there are slots to spare."""
     on_demand: OnDemand = OnDemand.eager
     order: Order = Order.arrival
 
@@ -205,7 +210,9 @@ def check(config: RunConfig) -> None:
     parse_size("hw.device_memory", config.hw.device_memory)
     parse_size("hw.host_memory", config.hw.host_memory)
     parse_size("model.auto_device_memory", config.model.auto_device_memory)
+    parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
     parse_count("hw.threads", config.hw.threads)
+    parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens)
     n_batches = parse_count("pipeline.n_batches", config.pipeline.n_batches)
     parse_count("pipeline.batch_size", config.pipeline.batch_size)
     parse_count("pipeline.hot_experts", config.pipeline.hot_experts)

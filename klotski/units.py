@@ -13,13 +13,13 @@ UNITS = {"": 1, "b": 1} | {
 }
 
 
-def parse_size(key: str, text: str) -> int | None:
+def parse_size(key: str, text: str, least: int = 1) -> int | None:
     """Bytes of a size as people write it (`2.5GB`, `512MiB`, `1000000`); None for `auto`.
 
     GB is 10^9 bytes; GiB and a bare G are 2^30.
 
     Raises:
-        ConfigError: it is not a size, or not above zero.
+        ConfigError: it is not a size, or below `least` (0 or 1).
     """
     if text.strip().lower() == "auto":
         return None
@@ -27,7 +27,7 @@ def parse_size(key: str, text: str) -> int | None:
     if match is None or match[2] not in UNITS:
         raise ConfigError(f"{key}={text} is not a size; write it like 2.5GB, 512MiB or auto")
     size: int = round(float(match[1]) * UNITS[match[2]])
-    if size < 1:
+    if size < least:
         raise ConfigError(f"{key}={text} must be above zero")
     return size
 

@@ -1,14 +1,13 @@
 """Keeps a run's totals true while it goes on: results, sweeps, memory, progress."""
 
-import os
 from collections.abc import Sequence
 from types import TracebackType
 
-import psutil
 from rich.console import Console
 
 from klotski.core import Request, Result, SweepReport
 from klotski.pipeline import PrefetchCount
+from klotski.planner import ModelFacts, peak_memory
 from klotski.telemetry import Progress, Recorder, RunLog, SweepUse, Totals
 from klotski.workload import Encoder, result_line
 
@@ -19,8 +18,15 @@ class Account:
     """Hears of every result and every sweep of one run. A context manager: it shows progress."""
 
     def __init__(
-        self, requests: Sequence[Request], encoder: Encoder, log: RunLog, recorder: Recorder, totals: Totals
+        self,
+        requests: Sequence[Request],
+        facts: ModelFacts,
+        encoder: Encoder,
+        log: RunLog,
+        recorder: Recorder,
+        totals: Totals,
     ) -> None:
+        self._facts = facts
         self._encoder = encoder
         self._log = log
         self._recorder = recorder
@@ -28,7 +34,7 @@ class Account:
         self._expected = sum(request.max_tokens for request in requests)
         self._progress = Progress(len(requests), Console(stderr=True))
         self._prefetch = PrefetchCount()
-        self._weights = 0
+        self._lasting = 0
         self._busy: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
 
@@ -42,9 +48,9 @@ class Account:
         self._progress.__exit__(kind, error, trace)
         self._recorder.flush()
 
-    def weights_loaded(self, nbytes: int) -> None:
-        """All memory for weights is taken; what was read until now belongs to no sweep."""
-        self._weights = nbytes
+    def ready(self, nbytes: int) -> None:
+        """All memory that lasts is taken; what was read until now belongs to no sweep."""
+        self._lasting = nbytes
         self._busy, self._bytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
 
     def sweeping(self, prefetch: PrefetchCount) -> None:
@@ -67,6 +73,7 @@ class Account:
                 seconds=report.end - report.begin,
                 busy={lane: seconds - self._busy.get(lane, 0.0) for lane, seconds in busy.items()},
                 nbytes={lane: count - self._bytes.get(lane, 0) for lane, count in nbytes.items()},
+                flops=self._facts.flops(report.prefill_tokens + report.decode_tokens, report.output_tokens),
                 is_prefill=report.prefill_tokens > 0,
                 output_tokens=report.output_tokens,
             )
@@ -84,5 +91,5 @@ class Account:
 
     def _note_memory(self, cache_bytes: int) -> None:
         peak = self._totals.peak_memory
-        peak["device"] = max(peak.get("device", 0), self._weights + cache_bytes)
-        peak["process"] = max(peak.get("process", 0), psutil.Process(os.getpid()).memory_info().rss)
+        peak["device"] = max(peak.get("device", 0), self._lasting + cache_bytes)
+        peak["process"] = peak_memory()

@@ -1,39 +1,71 @@
-"""The sizes of an opened model, for the planner."""
+"""The sizes of an opened model, and its arithmetic, for the planner."""
 
+from math import prod
 from typing import Any
 
 import torch
 
-from klotski.model import OpenModel
+from klotski.core import Block
+from klotski.model import OpenModel, workspace_bytes
 from klotski.planner import ModelFacts
-from klotski.weights import staging_bytes
+from klotski.weights import IN_FLIGHT, BlockLayout
 
-__all__ = ["gather_facts"]
+__all__ = ["expert_shape", "gather_facts"]
+
+INT = torch.int64.itemsize
+FLOAT = torch.float32.itemsize
 
 
 def gather_facts(model: OpenModel) -> ModelFacts:
     """What the planner has to know of a model."""
     text: Any = model.config.get_text_config()
     item = model.shell.dtype.itemsize
-    hidden = text.hidden_size
-    # The widest matrix inside an expert: gate and up side by side.
-    inner = max(
-        (spec.shape[0] if len(spec.shape) > 1 else 0)
-        for block, layout in model.layouts.items()
-        if not block.is_dense
-        for _, spec in layout.views.values()
-    )
     top_k = model.shell.top_k
+    hidden, inner = expert_shape(model)
+    experts = max(model.shell.expert_counts)
+    heads = text.num_attention_heads * (getattr(text, "head_dim", None) or hidden // text.num_attention_heads)
+    eager = getattr(text, "_attn_implementation", None) == "eager"
+    workspace = {rows: workspace_bytes(rows, top_k, hidden, inner, item) for rows in (10_000, 10_001)}
+    per_token = workspace[10_001] - workspace[10_000]  # where the rows inside an expert have reached their bound
     return ModelFacts(
         fixed_bytes=model.fixed.slot_bytes,
         block_bytes={block: layout.slot_bytes for block, layout in model.layouts.items()},
         expert_counts=model.shell.expert_counts,
         top_k=top_k,
         kv_bytes=len(model.shell.layers) * kv_numbers(text) * item,
-        activation_bytes=item * (4 * hidden + 2 * inner) + torch.float32.itemsize * top_k * hidden,
-        staging_bytes=staging_bytes(model.longest_segment),
-        logits_bytes=2 * torch.float32.itemsize * text.vocab_size,
+        # Residual, normed input, what an output is added to; the router's logits and probabilities; choices,
+        # their weights, and how they are sorted.
+        waiting_bytes=3 * item * hidden + experts * (item + 2 * FLOAT) + top_k * (4 * INT + 2 * FLOAT),
+        workspace_bytes=per_token,
+        rows_bytes=workspace[10_000] - 10_000 * per_token,
+        # Queries, keys and values, before and after they are turned; the output, before and after its projection.
+        attention_bytes=item * (4 * hidden + 8 * heads),
+        score_bytes=(text.num_attention_heads * (item + 2 * FLOAT) if eager else 0) + item + 1,
+        logits_bytes=3 * FLOAT * text.vocab_size,
+        staging_bytes=IN_FLIGHT * model.staging,
+        dense_flops=sum(flops(layout) for block, layout in model.layouts.items() if block.is_dense),
+        expert_flops=top_k * sum(flops(model.layouts[Block(layer, 0)]) for layer in layers_with_experts(model)),
+        head_flops=2 * hidden * text.vocab_size,
     )
+
+
+def expert_shape(model: OpenModel) -> tuple[int, int]:
+    """The widths of a token outside of an expert and inside; gate and up lie side by side."""
+    text: Any = model.config.get_text_config()
+    layouts = [model.layouts[Block(layer, 0)] for layer in layers_with_experts(model)]
+    matrices = [spec.shape for layout in layouts for _, spec in layout.views.values() if len(spec.shape) == 2]
+    hidden = int(text.hidden_size)
+    return hidden, max(prod(shape) // hidden for shape in matrices)
+
+
+def layers_with_experts(model: OpenModel) -> list[int]:
+    """Their numbers."""
+    return [layer for layer, count in enumerate(model.shell.expert_counts) if count]
+
+
+def flops(layout: BlockLayout) -> int:
+    """Operations that a token costs on its way through a block's matrices."""
+    return 2 * sum(prod(spec.shape) for _, spec in layout.views.values() if len(spec.shape) == 2)
 
 
 def kv_numbers(text: Any) -> int:

@@ -9,16 +9,17 @@ import torch
 from klotski.assets import BUNDLED, TINY
 from klotski.core import LaneName, Request
 from klotski.executors.account import Account
-from klotski.executors.facts import gather_facts
+from klotski.executors.facts import expert_shape, gather_facts
+from klotski.executors.rates import Rates
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
-from klotski.model import Decoding, GenerationBatch, OpenModel, open_model
+from klotski.model import Decoding, GenerationBatch, OpenModel, Workspace, open_model
 from klotski.pipeline import Policy, Popularity, Sweeper, run_group
-from klotski.planner import Demand, Plan, free_memory, make_plan
+from klotski.planner import Budget, Demand, ModelFacts, Plan, Wishes, free_memory, make_plan, runtime_memory
 from klotski.schema import DType, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count, parse_size
-from klotski.weights import BlockStore, Reader, SlotKind, resolve
+from klotski.weights import IN_FLIGHT, BlockStore, Reader, SlotKind, allocate, resolve
 from klotski.workload import Encoder, cut_batches, in_batch_order, load_requests
 
 __all__ = ["TorchExecutor"]
@@ -46,45 +47,53 @@ class TorchExecutor:
         requests = load_requests(config.workload, encoder, log.error)
         if log.num_errors:
             logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
-        plan = plan_run(config, model, requests)
+        facts = gather_facts(model)
+        plan = plan_run(config, facts, requests)
         totals.plan = plan.as_dict()
         log.plan(totals.plan)
         describe(config, model, plan, len(requests))
         with ExitStack() as stack, torch.inference_mode():
-            account = stack.enter_context(Account(requests, encoder, log, recorder, totals))
+            account = stack.enter_context(Account(requests, facts, encoder, log, recorder, totals))
             compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
-            reader = Reader(model.longest_segment)
+            reader = Reader(model.staging)
             stack.callback(reader.close)  # after the lane that reads with it
-            disk = ThreadLane(LaneName.DISK, recorder, log.clock)
+            disk = ThreadLane(LaneName.DISK, recorder, log.clock, depth=IN_FLIGHT)
             stack.callback(disk.close)
             store = load_weights(model, plan, reader, disk)
-            account.weights_loaded(store.nbytes + model.fixed.slot_bytes + plan.memory["staging"])
-            sweeper = make_sweeper(config, model, plan, store, compute)
+            workspace = make_workspace(model, plan)
+            rates = Rates(store, workspace)
+            totals.rates = rates.measure()
+            account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
+            sweeper = make_sweeper(config, model, plan, store, workspace, compute)
             account.sweeping(sweeper.prefetch)
-            batches = make_batches(config, model, cut_batches(requests, plan.batch_size), account)
-            run_group(batches, plan.n_batches, sweeper, compute, log.clock, account.sweep)
+            batches = make_batches(config, model, plan, cut_batches(requests, plan.batch_size), account)
+            run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, account.sweep)
+            totals.rates = rates.measure()
 
 
-def plan_run(config: RunConfig, model: OpenModel, requests: Sequence[Request]) -> Plan:
+def plan_run(config: RunConfig, facts: ModelFacts, requests: Sequence[Request]) -> Plan:
     """The plan for these requests, within the budget that the config grants."""
     granted = parse_size("hw.device_memory", config.hw.device_memory)
     own = parse_size("model.auto_device_memory", config.model.auto_device_memory)
+    runtime = parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
+    if runtime is None:
+        runtime = runtime_memory()
     if granted is not None:
-        budget = granted, "as set"
+        budget = Budget(granted, "as set", runtime)
     elif own is not None and config.model.path == BUNDLED:
-        budget = own, f"model={config.model.name} asks for so little that it has to stream"
+        reason = f"{format_size(own)} beside the interpreter, so that model={config.model.name} has to stream"
+        budget = Budget(own + runtime, reason, runtime)
     else:
-        budget = free_memory()
-    lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
-    return make_plan(
-        gather_facts(model),
-        Demand(lengths),
-        budget,
+        budget = Budget(*free_memory(), runtime)
+    wishes = Wishes(
         parse_count("pipeline.n_batches", config.pipeline.n_batches),
         parse_count("pipeline.batch_size", config.pipeline.batch_size),
         parse_count("pipeline.hot_experts", config.pipeline.hot_experts),
+        parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens),
         config.placement.residents,
     )
+    lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
+    return make_plan(facts, Demand(lengths), budget, wishes)
 
 
 def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int) -> None:
@@ -115,24 +124,32 @@ def load_weights(model: OpenModel, plan: Plan, reader: Reader, disk: Lane) -> Bl
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     with torch.inference_mode(mode=False):  # slots are written by another thread, outside of it
         store = BlockStore(model.layouts, slots, plan.residents, reader, disk)
-        fixed = torch.empty(model.fixed.slot_bytes, dtype=torch.uint8)
+        fixed = allocate(model.fixed.slot_bytes)
     reader.read(model.fixed, fixed)
     model.shell.bind(model.fixed.views_of(fixed))
     store.load_residents()
     return store
 
 
-def make_sweeper(config: RunConfig, model: OpenModel, plan: Plan, store: BlockStore, compute: Lane) -> Sweeper:
+def make_workspace(model: OpenModel, plan: Plan) -> Workspace:
+    """Memory for the expert phase of the largest sweep."""
+    with torch.inference_mode(mode=False):
+        return Workspace(plan.tokens_in_flight, model.shell.top_k, *expert_shape(model), model.shell.dtype)
+
+
+def make_sweeper(
+    config: RunConfig, model: OpenModel, plan: Plan, store: BlockStore, workspace: Workspace, compute: Lane
+) -> Sweeper:
     """The sweep over this model with the config's strategy."""
     strategy = config.pipeline
     policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
     experts = model.shell.expert_counts
-    worker = TorchWorker(model.shell, store)
+    worker = TorchWorker(model.shell, store, workspace)
     return Sweeper(experts, policy, Popularity(experts), store.residency, compute, worker)
 
 
 def make_batches(
-    config: RunConfig, model: OpenModel, batches: Iterable[list[Request]], account: Account
+    config: RunConfig, model: OpenModel, plan: Plan, batches: Iterable[list[Request]], account: Account
 ) -> Iterator[GenerationBatch]:
     """The coroutines, each made when its turn comes."""
     ends_early = not isinstance(config.workload, SyntheticWorkload)
@@ -140,4 +157,4 @@ def make_batches(
         model.stop_ids if ends_early else (), model.pad_id, config.workload.temperature, config.workload.seed
     )
     for index, requests in enumerate(batches):
-        yield GenerationBatch(index, requests, model.shell.model, decoding, account.result)
+        yield GenerationBatch(index, requests, model.shell.model, decoding, account.result, plan.prefill_tokens)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from klotski.core import Block
-from klotski.model import ExpertPhase, GenerationBatch, Shell
+from klotski.model import ExpertPhase, GenerationBatch, Shell, Workspace
 from klotski.pipeline import Batch
 from klotski.weights import BlockStore
 
@@ -14,7 +14,8 @@ __all__ = ["TorchWorker"]
 class TorchWorker:
     """Binds arriving blocks to the shell, and computes a group's experts; see `pipeline.Worker`."""
 
-    def __init__(self, shell: Shell, store: BlockStore) -> None:
+    def __init__(self, shell: Shell, store: BlockStore, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._shell = shell
         self._store = store
         self._group: Sequence[GenerationBatch] = ()
@@ -27,7 +28,7 @@ class TorchWorker:
     def gather(self, layer: int, group: Sequence[Batch]) -> None:
         """Sort the tokens of all batches by the experts that they chose."""
         self._group = cast("Sequence[GenerationBatch]", group)
-        self._phase = ExpertPhase([batch.call for batch in self._group if batch.call is not None])
+        self._phase = ExpertPhase([batch.call for batch in self._group if batch.call is not None], self._workspace)
 
     def compute(self, layer: int, expert: int) -> None:
         """Compute one expert over its tokens."""

@@ -7,21 +7,21 @@ operation does is a closure, what it means is an `Operation` that goes into the 
 
 What a caller may rely on:
 - `submit` may return before the operation has begun; only the event says that it has ended.
-- Operations of one lane never overlap and never overtake each other.
+- Operations of one lane never overtake each other, and their spans never overlap.
 - An operation that raises completes its event with the exception, which `Event.wait` raises, and
-  the lane runs none that were submitted after it.
-- `close` waits for the operation in progress, ends the others with `LaneClosedError`, and may be
+  the lane begins none after it.
+- `close` waits for operations in progress, ends the others with `LaneClosedError`, and may be
   called twice.
 """
 
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from klotski.core import Operation, Span
 
-__all__ = ["Clock", "Event", "Lane", "SpanSink"]
+__all__ = ["Clock", "Event", "Lane", "Pending", "SpanSink"]
 
 Clock = Callable[[], float]
 """Seconds since the run's clock started."""
@@ -35,6 +35,14 @@ class Event(Protocol):
 
     def wait(self) -> None:
         """Return when the operation has ended; raise what it raised."""
+
+
+@runtime_checkable
+class Pending(Protocol):
+    """An operation that has been begun, and goes on elsewhere."""
+
+    def wait(self) -> None:
+        """Return when it has ended; raise what it raised."""
 
 
 class SpanSink(Protocol):

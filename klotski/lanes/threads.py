@@ -3,9 +3,10 @@
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from klotski.core import Operation, Span
-from klotski.lanes.base import Clock, Event, Lane, SpanSink
+from klotski.lanes.base import Clock, Event, Lane, Pending, SpanSink
 
 __all__ = ["InlineLane", "LaneClosedError", "ThreadLane"]
 
@@ -66,42 +67,87 @@ class InlineLane(Lane):
         return _Done()
 
 
-class ThreadLane(Lane):
-    """Runs operations on a thread of its own, one after the other."""
+class _Queued(NamedTuple):
+    operation: Operation
+    run: Callable[[], object]
+    after: Sequence[Event]
+    completion: _Completion
 
-    def __init__(self, name: str, sink: SpanSink, clock: Clock) -> None:
+
+class _Begun(NamedTuple):
+    operation: Operation
+    begin: float
+    pending: object
+    error: BaseException | None
+    completion: _Completion
+
+
+class ThreadLane(Lane):
+    """Begins operations on a thread of its own, and sees them to their end on another.
+
+    `depth`: how many may be under way. An operation whose `run` returns a `Pending` has only
+    been begun by then, and ends when its `wait` returns; with a depth of two or more the next
+    is begun meanwhile, so that a device that works on several requests at once never runs dry
+    between two operations. Their spans are told one after the other all the same: each begins
+    where the one before it ended.
+    """
+
+    def __init__(self, name: str, sink: SpanSink, clock: Clock, depth: int = 1) -> None:
         super().__init__(name, sink, clock)
-        self._queue: queue.SimpleQueue[tuple[Operation, Callable[[], object], Sequence[Event], _Completion] | None] = (
-            queue.SimpleQueue()
-        )
+        self._queue: queue.SimpleQueue[_Queued | None] = queue.SimpleQueue()
+        self._begun: queue.SimpleQueue[_Begun | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore(depth)
         self._error: BaseException | None = None
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name=f"klotski-{name}", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=work, name=f"klotski-{name}-{what}", daemon=True)
+            for what, work in (("begin", self._begin), ("end", self._end))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:
         """Queue the operation and return at once."""
         assert not self._closing, f"the {self.name} lane was closed before {operation} was submitted"
         completion = _Completion()
-        self._queue.put((operation, run, after, completion))
+        self._queue.put(_Queued(operation, run, after, completion))
         return completion
 
     def close(self) -> None:
-        """Let the operation in progress end, drop the others, and join the thread."""
+        """Let the operations in progress end, drop the others, and join the threads."""
         self._closing = True
         self._queue.put(None)
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _work(self) -> None:
+    def _begin(self) -> None:
         while (item := self._queue.get()) is not None:
-            operation, run, after, completion = item
+            self._room.acquire()
             if self._closing and self._error is None:
                 self._error = LaneClosedError(f"the {self.name} lane was closed")
+            begin, pending = 0.0, None
             if self._error is None:
                 try:
-                    for event in after:
+                    for event in item.after:
                         event.wait()
-                    self._run(operation, run)
+                    begin = self._clock()
+                    pending = item.run()
                 except BaseException as error:
                     self._error = error
-            completion.complete(self._error)
+            self._begun.put(_Begun(item.operation, begin, pending, self._error, item.completion))
+        self._begun.put(None)
+
+    def _end(self) -> None:
+        ended = 0.0
+        while (item := self._begun.get()) is not None:
+            error = item.error
+            try:
+                if isinstance(item.pending, Pending):
+                    item.pending.wait()
+            except BaseException as raised:
+                error = self._error = raised
+            if error is None:
+                begin, ended = max(item.begin, ended), self._clock()
+                self._sink.span(Span(self.name, item.operation, begin, ended))
+            self._room.release()
+            item.completion.complete(error)

@@ -1,7 +1,7 @@
 """The transformers model without weights, a batch as a coroutine, and expert arithmetic."""
 
 from klotski.model.batch import Decoding, GenerationBatch
-from klotski.model.experts import ExpertPhase
+from klotski.model.experts import ExpertPhase, Workspace, workspace_bytes
 from klotski.model.opening import OpenModel, open_model
 from klotski.model.shell import Shell
 
@@ -11,5 +11,7 @@ __all__ = [
     "GenerationBatch",
     "OpenModel",
     "Shell",
+    "Workspace",
     "open_model",
+    "workspace_bytes",
 ]

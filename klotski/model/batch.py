@@ -1,6 +1,7 @@
 """A batch as a coroutine: `model.generate`, stopped where the pipeline has to choose."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import Request, Result, Routing
+from klotski.model.cache import make_cache
 from klotski.model.experts import ExpertsCall
 from klotski.model.handover import Handover
 
@@ -37,8 +39,8 @@ class Decoding(NamedTuple):
 class GenerationBatch(greenlet, Handover):
     """Requests decoded together; see `pipeline.Batch` for what the pipeline sees of it.
 
-    Prompts are padded on the left. A sequence that has ended is padded on until the batch's last
-    one ends; `on_result` hears of it at once.
+    Prompts are padded on the left, and read at most `prefill_tokens` at a time. A sequence that has
+    ended is padded on until the batch's last one ends; `on_result` hears of it at once.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class GenerationBatch(greenlet, Handover):
         model: PreTrainedModel,
         decoding: Decoding,
         on_result: Callable[[Result], None],
+        prefill_tokens: int,
     ) -> None:
         super().__init__()
         self.index = index
@@ -56,7 +59,9 @@ class GenerationBatch(greenlet, Handover):
         self.answer: torch.Tensor | None = None
         self.is_prefilling = True
         self.output_tokens = 0
-        self.tokens = sum(len(request.prompt) for request in requests)
+        longest = max(len(request.prompt) for request in requests)
+        self._chunk = min(longest, max(1, prefill_tokens // len(requests)))
+        self.tokens = len(requests) * self._chunk
         self._model = model
         self._decoding = decoding
         self._on_result = on_result
@@ -77,7 +82,8 @@ class GenerationBatch(greenlet, Handover):
     def cache_bytes(self) -> int:
         """Bytes of its KV cache, or of whatever state its layers keep."""
         layers = getattr(self._cache, "layers", ())
-        return sum(tensor_bytes(value) for layer in layers for value in vars(layer).values())
+        storages = (each.untyped_storage() for layer in layers for each in tensors(list(vars(layer).values())))
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def resume(self) -> None:
         """Go on to the next stop, or to the end."""
@@ -87,20 +93,25 @@ class GenerationBatch(greenlet, Handover):
         """The coroutine's body: transformers' own loop."""
         ids, mask = pad_left([request.prompt for request in self.requests], self._decoding.pad_id)
         watch = _Watch(self, ids.shape[1], self._on_result)
+        longest = max(request.max_tokens for request in self.requests)
         self._model.generate(
             input_ids=ids,
             attention_mask=mask,
+            past_key_values=make_cache(self._model.config, ids.shape[1] + longest),
             generation_config=GenerationConfig(
-                max_new_tokens=max(request.max_tokens for request in self.requests),
+                max_new_tokens=longest,
                 do_sample=False,
                 pad_token_id=self._decoding.pad_id,
+                prefill_chunk_size=self._chunk if self._chunk < ids.shape[1] else None,
             ),
             stopping_criteria=StoppingCriteriaList([watch]),
             logits_processor=LogitsProcessorList(self._noise()),
         )
+        self._cache = None  # its memory is the next batch's
 
-    def enter_layer(self, layer: int, cache: Any) -> None:
+    def enter_layer(self, layer: int, tokens: int, cache: Any) -> None:
         """Stop at a layer's entry."""
+        self.tokens = tokens
         self._cache = cache
         self._stop()
 
@@ -119,7 +130,6 @@ class GenerationBatch(greenlet, Handover):
     def step_taken(self, going: int) -> None:
         """Sequences still going have been given a token; from now on, one of each goes in at a time."""
         self.is_prefilling = False
-        self.tokens = len(self.requests)
         self.output_tokens += going
 
     def _stop(self) -> None:
@@ -180,10 +190,11 @@ def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tenso
     return ids, mask
 
 
-def tensor_bytes(value: object) -> int:
-    """Bytes of a tensor, or of the tensors in a list or dict; 0 for anything else."""
+def tensors(value: object) -> Iterator[torch.Tensor]:
+    """A tensor, or the tensors in a list or dict; nothing for anything else."""
     if isinstance(value, torch.Tensor):
-        return value.nbytes
-    if isinstance(value, list | tuple):
-        return sum(map(tensor_bytes, value))
-    return sum(map(tensor_bytes, value.values())) if isinstance(value, dict) else 0
+        yield value
+    elif isinstance(value, list | tuple):
+        yield from chain.from_iterable(map(tensors, value))
+    elif isinstance(value, dict):
+        yield from chain.from_iterable(map(tensors, value.values()))

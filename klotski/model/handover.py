@@ -22,8 +22,8 @@ EXPERTS_IMPLEMENTATION = "klotski"
 class Handover:
     """What a coroutine must offer to be stopped by a model."""
 
-    def enter_layer(self, layer: int, cache: Any) -> None:
-        """Called where the coroutine is about to enter a layer; returns when it may."""
+    def enter_layer(self, layer: int, tokens: int, cache: Any) -> None:
+        """Called where the coroutine is about to enter a layer with so many tokens; returns when it may."""
         raise NotImplementedError
 
     def ask_experts(
@@ -47,7 +47,8 @@ def install(layers: Sequence[nn.Module]) -> None:
 def _before_layer(index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
     batch = getcurrent()
     assert isinstance(batch, Handover), "a streamed model runs inside a batch's coroutine only"
-    batch.enter_layer(index, kwargs.get("past_key_values"))
+    hidden = args[0] if args else kwargs["hidden_states"]
+    batch.enter_layer(index, hidden.shape[:-1].numel(), kwargs.get("past_key_values"))
 
 
 def _experts_forward(

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from klotski.core import FIXED, Block
 from klotski.model.naming import locate
 from klotski.model.shell import Shell, read_config
-from klotski.weights import BlockLayout, Checkpoint, lay_out, longest_segment
+from klotski.weights import BlockLayout, Checkpoint, largest_staging, lay_out
 
 __all__ = ["OpenModel", "open_model"]
 
@@ -29,9 +29,9 @@ class OpenModel:
     pad_id: int
 
     @property
-    def longest_segment(self) -> int:
-        """Bytes of the largest single read."""
-        return longest_segment([self.fixed, *self.layouts.values()])
+    def staging(self) -> int:
+        """Bytes of the staging buffer that a reader of this model needs."""
+        return largest_staging([self.fixed, *self.layouts.values()])
 
     @property
     def context(self) -> int | None:

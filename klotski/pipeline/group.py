@@ -1,7 +1,8 @@
 """The group: n batches in flight, refilled as they end.
 
 A batch that ends leaves after its last sweep, and the next one waiting takes its place in the
-sweep that follows: its prefill shares that sweep's blocks with the decoding of the others.
+sweep that follows: its prefill shares that sweep's blocks with the decoding of the others. Only so
+many tokens of prompts go into one sweep: their activations have a bound, whatever the group's size.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,21 +17,28 @@ __all__ = ["run_group"]
 def run_group(
     batches: Iterator[Batch],
     n: int,
+    prefill_tokens: int,
     sweeper: Sweeper,
     compute: Lane,
     clock: Clock,
     on_sweep: Callable[[SweepReport], None],
 ) -> None:
-    """Take all batches through to their end, at most `n` at a time; `on_sweep` hears of each sweep."""
+    """Take all batches through to their end; `on_sweep` hears of each sweep.
+
+    At most `n` at a time, with at most `prefill_tokens` of their prompts in one sweep; a batch that
+    has more in its first step goes without others that prefill.
+    """
     group: list[Batch] = []
+    waiting = next(batches, None)
     index = 0
     begin = clock()
-    while True:
-        while len(group) < n and (batch := next(batches, None)) is not None:
-            compute.submit(Operation(Compute.START, 0, batch=batch.index), batch.resume)
-            group.append(batch)
-        if not group:
-            break
+    while group or waiting is not None:
+        room = prefill_tokens - sum(batch.tokens for batch in group if batch.is_prefilling)
+        while waiting is not None and len(group) < n and (waiting.tokens <= room or room == prefill_tokens):
+            compute.submit(Operation(Compute.START, 0, batch=waiting.index), waiting.resume)
+            group.append(waiting)
+            room -= waiting.tokens
+            waiting = next(batches, None)
         prefill = sum(batch.tokens for batch in group if batch.is_prefilling)
         tokens = sum(batch.tokens for batch in group)
         made = sum(batch.output_tokens for batch in group)

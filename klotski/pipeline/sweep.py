@@ -115,10 +115,12 @@ class Sweeper:
             self._layer(layer, group)
 
     def close(self) -> None:
-        """Give back what was brought for a sweep that will not come; another may begin afterwards."""
+        """Give back what was brought for a sweep that will not come, once it is here; another may begin afterwards."""
         for waiting in (self._demanded, self._dense, self._guesses, self._guessed):
             waiting.clear()
         for block in self._residency.held():
+            for arrival in self._residency.arrival(block):
+                arrival.wait()
             self._residency.release(block)
         self._residency.check_integrity()
 

@@ -2,38 +2,68 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 
 from klotski.core import Block
 
-__all__ = ["Demand", "ModelFacts"]
+__all__ = ["Demand", "Group", "ModelFacts"]
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Sizes of a model in bytes, as they are on the device.
+    """Sizes of a model in bytes as they are on the device, and its arithmetic in floating-point operations.
 
-    `kv_bytes` is an upper bound for each token of context; `activation_bytes` for each token in
-    flight in a sweep: residual, normed input and gathered copy, its K outputs, and the inside of
-    an expert to which every token may have gone.
+    A token in flight is held twice: by its batch, which waits for its turn in the middle of a layer
+    (`waiting_bytes`), and by the workspace of the expert phase (`workspace_bytes`, and `rows_bytes` for
+    the tokens inside an expert). The batch whose turn it is needs `attention_bytes` for each of its
+    tokens, and `score_bytes` for each pair of a token and one that it looks at.
     """
 
     fixed_bytes: int
     block_bytes: Mapping[Block, int]
     expert_counts: Sequence[int]
     top_k: int
-    kv_bytes: int
-    activation_bytes: int
+    kv_bytes: int  # of a token of context, at most
+    waiting_bytes: int
+    workspace_bytes: int
+    rows_bytes: int
+    attention_bytes: int
+    score_bytes: int
+    logits_bytes: int  # of a sequence that is given a token
     staging_bytes: int  # of the reader's buffers
-    logits_bytes: int  # for each sequence of a batch
+    dense_flops: int = 0  # of a token on its way through all layers, experts apart
+    expert_flops: int = 0  # of a token in all experts that it chooses
+    head_flops: int = 0  # of a sequence that is given a token
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
-        """All weights."""
-        return self.fixed_bytes + sum(self.block_bytes.values())
+        """All weights that belong to a layer."""
+        return sum(self.block_bytes.values())
+
+    @cached_property
+    def num_layers(self) -> int:
+        """Layers, with experts or without."""
+        return len(self.expert_counts)
+
+    def flops(self, tokens: int, sampled: int) -> int:
+        """Operations of a sweep with so many tokens, and so many sequences that are given one."""
+        return tokens * (self.dense_flops + self.expert_flops) + sampled * self.head_flops
 
     def largest(self, *, dense: bool) -> int:
         """The largest block of a kind."""
         return max((size for block, size in self.block_bytes.items() if block.is_dense is dense), default=0)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What the heaviest group of n batches asks of memory, in tokens."""
+
+    context_tokens: int  # of KV cache, for all batches to their end
+    prompt_tokens: int
+    longest: int  # tokens of the longest sequence, to its end
+    sequences: int
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -43,15 +73,27 @@ class Demand:
     lengths: Sequence[tuple[int, int]]
     _heaviest: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict, init=False, repr=False)
 
-    def tokens(self, n_batches: int, batch_size: int) -> tuple[int, int]:
-        """Tokens of KV cache, and tokens in flight, that the heaviest group of n batches needs."""
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(prompt + output for prompt, output in self.lengths)
+
+    @cached_property
+    def output_tokens(self) -> float:
+        """Output tokens of a request, on average."""
+        return sum(output for _, output in self.lengths) / len(self.lengths)
+
+    def group(self, n_batches: int, batch_size: int) -> Group:
+        """The heaviest group of n batches."""
         if batch_size not in self._heaviest:  # a planner asks for every n of one size
             self._heaviest[batch_size] = self._cut(batch_size)
         contexts, prompts = self._heaviest[batch_size]
-        return sum(contexts[:n_batches]), sum(prompts[:n_batches])
+        last = min(n_batches, len(contexts)) - 1
+        sequences = min(n_batches * batch_size, len(self.lengths))
+        return Group(contexts[last], prompts[last], self.longest, sequences, min(batch_size, len(self.lengths)))
 
     def _cut(self, batch_size: int) -> tuple[list[int], list[int]]:
-        """Tokens of cache and of prompts of each batch, heaviest first.
+        """Tokens of cache and of prompts of the heaviest batch, the two heaviest, and so on.
 
         Batches are cut in order; each is padded to its longest prompt and lives as long as its
         longest output.
@@ -62,4 +104,4 @@ class Demand:
             longest = max(prompt for prompt, _ in batch)
             prompts.append(len(batch) * longest)
             contexts.append(len(batch) * (longest + max(output for _, output in batch)))
-        return sorted(contexts, reverse=True), sorted(prompts, reverse=True)
+        return [list(accumulate(sorted(each, reverse=True))) for each in (contexts, prompts)]  # type: ignore[return-value]

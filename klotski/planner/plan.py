@@ -1,27 +1,47 @@
-"""The plan: n, batch size, slots and residents within the budget.
+"""The plan: n, batch size, tokens of a prefill, slots and residents within the budget.
 
-As many sequences as fit are taken into the group, because every sweep moves the same weights
-however many there are; they leave at least the slots that streaming needs. What is left holds
-more slots, up to what a layer can use ahead, and then blocks that stay for the whole run.
+Every candidate that fits is given its expected time (costs.py), and the fastest wins. More
+sequences share each arrival; more slots let the disk run ahead while attention is computed; what
+is left over holds blocks that stay for the whole run.
 """
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 from klotski.core import Block, Residents
 from klotski.errors import BudgetError
+from klotski.planner.costs import group_seconds
 from klotski.planner.facts import Demand, ModelFacts
 from klotski.units import format_size
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Budget", "Plan", "Wishes", "make_plan"]
 
 LARGEST_BATCH = 64  # sequences; beyond, more batches hide transfers better than larger ones
 MOST_BATCHES = 16  # the paper's largest group has 15
 FEWEST_BATCHES = 4  # a workload of a few prompts is still cut into so many
+PREFILL_TOKENS = (4096, 2048, 1024, 512, 256, 128, 64)  # of one sweep; then 1 of each sequence
 EXPERT_SLOTS = 2  # one is computed from while the other is filled
 DENSE_SLOTS = 2
+
+
+class Budget(NamedTuple):
+    """Bytes of the device tier, why so many, and what the process takes of them by itself."""
+
+    nbytes: int
+    reason: str
+    runtime: int = 0
+
+
+class Wishes(NamedTuple):
+    """What the config has decided already; None leaves a choice open."""
+
+    n_batches: int | None = None
+    batch_size: int | None = None
+    hot_experts: int | None = None
+    prefill_tokens: int | None = None
+    residents: Residents = Residents.greedy
 
 
 @dataclass(frozen=True)
@@ -30,6 +50,7 @@ class Plan:
 
     n_batches: int
     batch_size: int
+    prefill_tokens: int  # of all prompts that go through the layers in one sweep, at most
     budget: int
     budget_reason: str
     memory: dict[str, int]
@@ -39,6 +60,11 @@ class Plan:
     residents: tuple[Block, ...]
     streamed_bytes: int  # of all blocks that do not stay: the most that one sweep moves
 
+    @property
+    def tokens_in_flight(self) -> int:
+        """Tokens that go through the layers in one sweep, at most."""
+        return self.prefill_tokens + self.n_batches * self.batch_size
+
     def as_dict(self) -> dict[str, Any]:
         """The content of `plan.json`."""
         plan = asdict(self)
@@ -46,65 +72,86 @@ class Plan:
         return plan
 
 
-def make_plan(
-    facts: ModelFacts,
-    demand: Demand,
-    budget: tuple[int, str],
-    n_batches: int | None,
-    batch_size: int | None,
-    hot_experts: int | None,
-    residents: Residents,
-) -> Plan:
-    """The plan for a workload within a budget (bytes, and why so many); None leaves a choice open.
+class Candidate(NamedTuple):
+    """One way to spend the budget."""
+
+    n_batches: int
+    batch_size: int
+    prefill_tokens: int
+    expert_slots: int
+
+
+def make_plan(facts: ModelFacts, demand: Demand, budget: Budget, wishes: Wishes) -> Plan:
+    """The plan for a workload within a budget.
 
     Raises:
         BudgetError: no plan fits; the message says which budget would do.
     """
-    choices = list(group_sizes(len(demand.lengths), n_batches, batch_size))
-    needs = {choice: least_memory(facts, demand, *choice) for choice in choices}
-    fitting = [choice for choice in choices if sum(needs[choice].values()) <= budget[0]]
+    choices = list(candidates(facts, demand, wishes))
+    needs = {choice: sum(needed(facts, demand, budget, choice).values()) for choice in choices}
+    fitting = [choice for choice in choices if needs[choice] <= budget.nbytes]
     if not fitting:
-        raise too_small(min((sum(need.values()), choice) for choice, need in needs.items()), budget, facts)
-    n, size = max(fitting, key=lambda choice: worth(choice[0], choice[1], len(demand.lengths)))
-    memory = needs[n, size]
-    left = budget[0] - sum(memory.values())
-    hot = min(hot_experts or facts.top_k, max(facts.expert_counts))
+        raise too_small(*min((need, choice) for choice, need in needs.items()), budget, facts)
 
-    expert = facts.largest(dense=False)
-    useful = min(max(facts.expert_counts), EXPERT_SLOTS + 2 * hot)
-    more = max(0, min(useful - EXPERT_SLOTS, left // expert))
-    memory["expert_slots"] += more * expert
-    left -= more * expert
-    stay = tuple(choose_residents(facts, left)) if residents is Residents.greedy else ()
-    memory["residents"] = sum(facts.block_bytes[block] for block in stay)
-    streamed = sum(size for block, size in facts.block_bytes.items() if block not in set(stay))
-    return Plan(n, size, budget[0], budget[1], memory, DENSE_SLOTS, EXPERT_SLOTS + more, hot, stay, streamed)
+    def seconds(choice: Candidate) -> float:
+        left = budget.nbytes - needs[choice] if wishes.residents is Residents.greedy else 0
+        streamed = max(0, facts.weight_bytes - left)
+        group = demand.group(choice.n_batches, choice.batch_size)
+        return group_seconds(facts, demand, group, choice.prefill_tokens, choice.expert_slots, streamed)
 
-
-def group_sizes(requests: int, n_batches: int | None, batch_size: int | None) -> Iterator[tuple[int, int]]:
-    """Candidates for (n, batch size)."""
-    wanted = max(1, -(-requests // (n_batches or FEWEST_BATCHES)))
-    sizes = [batch_size] if batch_size else list(range(1, min(wanted, LARGEST_BATCH) + 1))
-    counts = [n_batches] if n_batches else list(range(1, MOST_BATCHES + 1))
-    yield from product(counts, sizes)
-
-
-def worth(n_batches: int, batch_size: int, requests: int) -> tuple[int, int, int]:
-    """How good a group is: the most sequences; of equals, enough batches to hide behind; then large ones."""
-    return min(n_batches * batch_size, requests), min(n_batches, FEWEST_BATCHES), batch_size
+    best = min(fitting, key=lambda choice: (seconds(choice), choice))
+    left = budget.nbytes - needs[best]
+    stay = tuple(choose_residents(facts, left)) if wishes.residents is Residents.greedy else ()
+    resident = sum(facts.block_bytes[block] for block in stay)
+    return Plan(
+        n_batches=best.n_batches,
+        batch_size=best.batch_size,
+        prefill_tokens=best.prefill_tokens,
+        budget=budget.nbytes,
+        budget_reason=budget.reason,
+        memory=needed(facts, demand, budget, best) | {"residents": resident},
+        dense_slots=DENSE_SLOTS,
+        expert_slots=best.expert_slots,
+        hot_experts=min(wishes.hot_experts or max(facts.top_k, best.expert_slots - 1), max(facts.expert_counts)),
+        residents=stay,
+        streamed_bytes=facts.weight_bytes - resident,
+    )
 
 
-def least_memory(facts: ModelFacts, demand: Demand, n_batches: int, batch_size: int) -> dict[str, int]:
-    """Bytes by use of the smallest plan for a group: no residents, and as few slots as streaming needs."""
-    context, in_flight = demand.tokens(n_batches, batch_size)
+def candidates(facts: ModelFacts, demand: Demand, wishes: Wishes) -> Iterator[Candidate]:
+    """All combinations that are worth a thought."""
+    requests = len(demand.lengths)
+    most = max(1, -(-requests // (wishes.n_batches or FEWEST_BATCHES)))
+    sizes = [wishes.batch_size] if wishes.batch_size else range(1, min(most, LARGEST_BATCH) + 1)
+    counts = [wishes.n_batches] if wishes.n_batches else range(1, MOST_BATCHES + 1)
+    experts = max(facts.expert_counts)
+    slots = sorted({EXPERT_SLOTS + max(1, experts * part // 8) for part in (1, 2, 4, 6)} | {EXPERT_SLOTS})
+    for n, size in product(counts, sizes):
+        if n > 1 and (n - 1) * size >= requests:
+            continue  # the last batch would be empty
+        prompts = demand.group(n, size).prompt_tokens
+        useful = [tokens for tokens in PREFILL_TOKENS if size <= tokens < prompts]
+        largest = [prompts] if prompts <= PREFILL_TOKENS[0] else []
+        prefills = [max(size, wishes.prefill_tokens)] if wishes.prefill_tokens else [*largest, *useful] or [size]
+        yield from (Candidate(n, size, tokens, count) for tokens in prefills for count in slots)
+
+
+def needed(facts: ModelFacts, demand: Demand, budget: Budget, choice: Candidate) -> dict[str, int]:
+    """Bytes by use, residents apart."""
+    group = demand.group(choice.n_batches, choice.batch_size)
+    tokens = choice.prefill_tokens + group.sequences
+    turn = min(choice.prefill_tokens, group.batch_size * group.longest)  # tokens of one batch's turn, at most
     return {
+        "runtime": budget.runtime,
         "fixed": facts.fixed_bytes,
         "staging": facts.staging_bytes,
         "dense_slots": DENSE_SLOTS * facts.largest(dense=True),
-        "expert_slots": EXPERT_SLOTS * facts.largest(dense=False),
-        "kv_cache": context * facts.kv_bytes,
-        "activations": in_flight * facts.activation_bytes + batch_size * facts.logits_bytes,
-        "residents": 0,
+        "expert_slots": choice.expert_slots * facts.largest(dense=False),
+        "kv_cache": group.context_tokens * facts.kv_bytes,
+        "workspace": tokens * facts.workspace_bytes + facts.rows_bytes,
+        "activations": tokens * facts.waiting_bytes
+        + max(turn, group.batch_size) * (facts.attention_bytes + group.longest * facts.score_bytes)
+        + group.batch_size * facts.logits_bytes,
     }
 
 
@@ -120,13 +167,14 @@ def choose_residents(facts: ModelFacts, room: int) -> Iterator[Block]:
             yield block
 
 
-def too_small(smallest: tuple[int, tuple[int, int]], budget: tuple[int, str], facts: ModelFacts) -> BudgetError:
+def too_small(need: int, choice: Candidate, budget: Budget, facts: ModelFacts) -> BudgetError:
     """The refusal, with a budget that would do."""
-    need, (n, size) = smallest
+    n, size = choice.n_batches, choice.batch_size
+    runtime = f"the interpreter and torch ({format_size(budget.runtime)}), " if budget.runtime else ""
     # Rounded up, and never to the need itself: read back through a float, that may be a byte short.
     return BudgetError(
-        f"hw.device_memory={format_size(budget[0])} ({budget[1]}) is too small: slots for the largest blocks "
-        f"({format_size(facts.largest(dense=True))} and {format_size(facts.largest(dense=False))}), what belongs to no "
-        f"layer, and {n} batch{'es' if n > 1 else ''} of {size} need {format_size(need)}; "
+        f"hw.device_memory={format_size(budget.nbytes)} ({budget.reason}) is too small: {runtime}slots for the "
+        f"largest blocks ({format_size(facts.largest(dense=True))} and {format_size(facts.largest(dense=False))}), "
+        f"what belongs to no layer, and {n} batch{'es' if n > 1 else ''} of {size} need {format_size(need)}; "
         f"set hw.device_memory={(need // 100_000 + 1) / 10}MB or more"
     )

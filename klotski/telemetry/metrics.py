@@ -1,15 +1,26 @@
 """`metrics.json`: what the run did, in seconds, bytes and fractions of one.
 
-`bound` is the time that the run could not have beaten at the rates that its own lanes reached:
-sweep by sweep, the busier of the disk (the sweep's bytes at the run's median rate of reading) and
-the compute lane (its operations' own time), summed. It leaves out what the machine could do
-beyond these rates, so `efficiency` measures the schedule: how much of the elapsed time the
-busiest resource was busy.
+`bound` is the time that the run could not have beaten on this machine: sweep by sweep, what the
+busier of two resources needed, summed.
+
+- The disk: the bytes that the sweep read, at the rate that the run's own reader reaches with nothing
+  else going on (`rates.disk`, bytes a second).
+- The cores: the multiplications and additions of the sweep's tokens with the weights that they
+  meet (attention's projections, router, shared experts, K experts a token, and the head for each
+  token that was sampled; padding counts, it is computed), at the rate of one large matrix product
+  of the experts' own shape (`rates.compute`, operations a second).
+
+Both rates are measured before the first sweep and after the last, and the median is taken. Not
+counted, so that a run has to pay for it out of its efficiency: attention's scores, norms,
+activations, routing, gathering, sampling, the interpreter, products of few rows, which are slower,
+and every wait. `efficiency` is the bound divided by the elapsed time. `prefill_rate` is what the
+sweeps that read prompts did, in those operations a second; `prefill_efficiency` divides it by
+`rates.compute`.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any
 
 from klotski.core import LaneName
@@ -25,6 +36,7 @@ class SweepUse:
     seconds: float
     busy: dict[str, float]
     nbytes: dict[str, int]
+    flops: int
     is_prefill: bool
     output_tokens: int
 
@@ -40,6 +52,7 @@ class Totals:
     prefetch_used: int = 0
     sweeps: list[SweepUse] = field(default_factory=list)
     peak_memory: dict[str, int] = field(default_factory=dict)
+    rates: dict[str, float] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,7 +63,8 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
     decode = elapsed - prefill
     decoded = sum(sweep.output_tokens for sweep in totals.sweeps if not sweep.is_prefill)
     tokens = totals.prompt_tokens + totals.output_tokens
-    resource, bound = bound_of(totals.sweeps)
+    resource, bound = bound_of(totals.sweeps, totals.rates)
+    prefill_rate = ratio(sum(sweep.flops for sweep in totals.sweeps if sweep.is_prefill), prefill)
     return {
         "status": status,
         "error": error,
@@ -64,6 +78,8 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         "tokens_per_second": ratio(tokens, elapsed),
         "output_tokens_per_second": ratio(totals.output_tokens, elapsed),
         "prefill_seconds": prefill,
+        "prefill_rate": prefill_rate,
+        "prefill_efficiency": ratio(prefill_rate, totals.rates.get(LaneName.COMPUTE, 0.0)),
         "decode_seconds": decode,
         "decode_tokens_per_second": ratio(decoded, decode),
         "num_sweeps": len(totals.sweeps),
@@ -71,6 +87,7 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         "lane_busy_seconds": dict(recorder.busy_seconds),
         "bubble_fraction": ratio(recorder.bubble_seconds, elapsed),
         "bound": {"resource": resource, "seconds": bound, "efficiency": ratio(bound, elapsed)},
+        "rates": totals.rates,
         "peak_memory": totals.peak_memory,
         "prefetch": {
             "requested": totals.prefetch_requested,
@@ -81,23 +98,15 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
     }
 
 
-def bound_of(sweeps: list[SweepUse]) -> tuple[str | None, float]:
+def bound_of(sweeps: list[SweepUse], rates: Mapping[str, float]) -> tuple[str | None, float]:
     """The resource that bound most of the run, and the seconds of the bound; see the module."""
-    rates = [
-        sweep.nbytes[LaneName.DISK] / sweep.busy[LaneName.DISK]
-        for sweep in sweeps
-        if sweep.busy.get(LaneName.DISK) and sweep.nbytes.get(LaneName.DISK)
-    ]
-    rate = median(rates) if rates else float("inf")
     seconds: dict[str, float] = defaultdict(float)
     for sweep in sweeps:
-        needs = {
-            LaneName.COMPUTE: sweep.busy.get(LaneName.COMPUTE, 0.0),
-            LaneName.DISK: sweep.nbytes.get(LaneName.DISK, 0) / rate,
-        }
+        work = {LaneName.DISK: sweep.nbytes.get(LaneName.DISK, 0), LaneName.COMPUTE: sweep.flops}
+        needs = {lane: ratio(amount, rates.get(lane, 0.0)) for lane, amount in work.items()}
         busiest = max(needs, key=lambda lane: needs[lane])
-        seconds[busiest] += min(needs[busiest], sweep.seconds)
-    if not seconds:
+        seconds[busiest] += needs[busiest]
+    if not any(seconds.values()):
         return None, 0.0
     return max(seconds, key=lambda lane: seconds[lane]), sum(seconds.values())
 

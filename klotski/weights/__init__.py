@@ -2,11 +2,13 @@
 
 from klotski.weights.checkpoint import Checkpoint, resolve
 from klotski.weights.layout import BlockLayout, ParameterSpec, Part, lay_out
-from klotski.weights.reader import Reader, longest_segment, staging_bytes
+from klotski.weights.memory import allocate
+from klotski.weights.reader import IN_FLIGHT, Reader, largest_staging
 from klotski.weights.residency import Residency, SlotKind
 from klotski.weights.store import BlockStore, slot_sizes
 
 __all__ = [
+    "IN_FLIGHT",
     "BlockLayout",
     "BlockStore",
     "Checkpoint",
@@ -15,9 +17,9 @@ __all__ = [
     "Reader",
     "Residency",
     "SlotKind",
+    "allocate",
+    "largest_staging",
     "lay_out",
-    "longest_segment",
     "resolve",
     "slot_sizes",
-    "staging_bytes",
 ]

@@ -1,15 +1,14 @@
 """Where each byte of a block comes from, and where in its slot it goes.
 
 A slot holds a block's parameters one after the other in the model's own layout, so that a
-parameter is a view of the slot. A `Segment` is one read: a contiguous range of a file that fills
-a contiguous range of the slot. Experts that lie apart on disk (`experts.3.w1.weight`) and experts
+parameter is a view of the slot. A `Segment` is a contiguous range of a file that fills a
+contiguous range of the slot. Experts that lie apart on disk (`experts.3.w1.weight`) and experts
 that lie fused (`gate_up_proj[3]`) both come out as segments; no checkpoint is rewritten.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,10 +16,13 @@ import torch
 from klotski.core import DENSE, Block
 from klotski.errors import CheckpointError
 from klotski.weights.checkpoint import Checkpoint, StoredTensor
+from klotski.weights.memory import PAGE, whole_pages
+from klotski.weights.requests import ReadRequest, Segment, cut_requests
 
 __all__ = ["BlockLayout", "ParameterSpec", "Part", "Segment", "lay_out"]
 
-ALIGNMENT = 64  # bytes; of a parameter within its slot: one cache line, one AVX-512 register
+ALIGNMENT = 64  # bytes; of a small parameter within its slot: one cache line, one AVX-512 register
+LARGE = 16 * PAGE  # bytes of a parameter that is worth up to a page of padding, to be read in place
 
 
 class ParameterSpec(NamedTuple):
@@ -42,30 +44,15 @@ class Part(NamedTuple):
     start: int = 0  # first row that it fills there
 
 
-class Segment(NamedTuple):
-    """One read: `nbytes` at `offset` of `file`, to `slot_offset`, where it may have another dtype."""
-
-    file: Path
-    offset: int
-    nbytes: int
-    stored: torch.dtype
-    slot_offset: int
-    wanted: torch.dtype
-
-
 @dataclass(frozen=True)
 class BlockLayout:
-    """A block's parameters as views of a slot, and the reads that fill it."""
+    """A block's parameters as views of a slot, and the requests that fill it."""
 
     block: Block
     views: dict[str, tuple[int, ParameterSpec]]  # parameter -> (offset in the slot, what lies there)
-    segments: tuple[Segment, ...]
-    slot_bytes: int
-
-    @property
-    def disk_bytes(self) -> int:
-        """Bytes that one arrival reads."""
-        return sum(segment.nbytes for segment in self.segments)
+    requests: tuple[ReadRequest, ...]
+    disk_bytes: int  # of the block in its files
+    slot_bytes: int  # whole pages
 
     def views_of(self, memory: torch.Tensor) -> dict[str, torch.Tensor]:
         """The block's parameters by name, as views of a slot (uint8) that holds it."""
@@ -87,17 +74,35 @@ def lay_out(
     segments: list[Segment] = []
     position = 0
     for spec in specs:
-        views[spec.name] = (position, spec)
-        segments += parameter_segments(block, spec, parts.get(spec.name, ()), checkpoint, position)
+        found = parameter_segments(block, spec, parts.get(spec.name, ()), checkpoint)
         size = prod(spec.shape) * spec.dtype.itemsize
-        position += -(-size // ALIGNMENT) * ALIGNMENT
-    return BlockLayout(block, views, tuple(segments), position)
+        position = place(position, size, found[0] if found else None)
+        views[spec.name] = (position, spec)
+        segments += [segment._replace(slot_offset=position + segment.slot_offset) for segment in found]
+        position += size
+    disk_bytes = sum(segment.nbytes for segment in segments)
+    return BlockLayout(block, views, cut_requests(segments), disk_bytes, whole_pages(position))
+
+
+def place(position: int, size: int, first: Segment | None) -> int:
+    """The offset in the slot, from `position` on, of a parameter of `size` bytes.
+
+    A large one lies as many bytes past a page as its first segment does in its file.
+    """
+    if size < LARGE or first is None or not first.is_plain or first.offset % first.stored.itemsize:
+        return whole(position, ALIGNMENT)
+    return position + (first.offset - position) % PAGE
+
+
+def whole(nbytes: int, unit: int) -> int:
+    """`nbytes`, rounded up to whole units."""
+    return -(-nbytes // unit) * unit
 
 
 def parameter_segments(
-    block: Block, spec: ParameterSpec, parts: Sequence[Part], checkpoint: Checkpoint, position: int
+    block: Block, spec: ParameterSpec, parts: Sequence[Part], checkpoint: Checkpoint
 ) -> list[Segment]:
-    """The reads that fill one parameter, which starts at `position` in the slot."""
+    """What fills one parameter, with offsets from where it starts in the slot."""
     segments = []
     row_elements = prod(spec.shape[1:])
     wanted, filled = prod(spec.shape), 0
@@ -112,7 +117,7 @@ def parameter_segments(
                 f"{tensor.file}: {part.tensor} has rows of shape {list(tensor.shape[1:])} where {spec.name} of {block} "
                 f"needs {list(spec.shape[1:])}; config.json and the weights do not belong together"
             )
-        start = position + part.start * row_elements * spec.dtype.itemsize
+        start = part.start * row_elements * spec.dtype.itemsize
         segments.append(Segment(tensor.file, tensor.offset, tensor.nbytes, tensor.dtype, start, spec.dtype))
         filled += tensor.nbytes // tensor.dtype.itemsize
     if filled == 0 and wanted:

@@ -1,67 +1,83 @@
 """Reads blocks from files into slots.
 
 Past the page cache: memory that nobody granted is not ours to fill, and the kernel's copy of a
-file that is read once a sweep is of no use. Such reads have to begin and end on a page of the
-file, where tensors do not, so each goes into a page-aligned staging buffer and from there into
-the slot, with a cast where the file's numbers are not of the type that is computed with.
-
-Several reads are in flight, each by a thread with a staging buffer of its own. Measured on one
-virtual disk, in GB/s, for 88 MB blocks: through the page cache 0.5 to 0.8; past it with one
-thread 1.1 to 1.4, with two 1.8 to 2.1, with four 1.5, in requests of 4 MB.
+file that is read once a sweep is of no use. Several requests are in flight, each by a thread: the
+interpreter's lock is given up for as long as the kernel reads. Measured on one virtual disk into
+huge pages, in GB/s: one thread 1.8 to 2.6, two or more 2.0 to 2.7, in requests of 1 to 32 MB alike,
+for 2 to 10 % of a core; through the page cache 0.5 to 0.8.
 
 Where a file system knows no such reads (tmpfs), they go through the page cache.
 """
 
 import errno
-import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from klotski.errors import CheckpointError
-from klotski.weights.layout import BlockLayout, Segment
+from klotski.weights.layout import BlockLayout
+from klotski.weights.memory import PAGE, allocate
+from klotski.weights.requests import Copy, ReadRequest
 
-__all__ = ["STAGING", "Reader", "longest_segment", "staging_bytes"]
+__all__ = ["IN_FLIGHT", "Reader", "Reading", "largest_staging"]
 
-STAGING = 4 << 20  # bytes of the largest read; a multiple of every dtype's size
-PAGE = 4096  # bytes; every device's sector size divides it
-IN_FLIGHT = 2  # reads
+IN_FLIGHT = 2  # requests that the disk works on
+
+
+class Reading:
+    """A block on its way."""
+
+    def __init__(self, requests: list[Future[None]]) -> None:
+        self._requests = requests
+
+    def wait(self) -> None:
+        """Return when the block is there.
+
+        Raises:
+            CheckpointError: a file ended early or could not be read.
+        """
+        wait(self._requests)  # all of them: the slot is nobody's while one is still writing to it
+        for request in self._requests:
+            request.result()
 
 
 class Reader:
     """Open files of a checkpoint, and the threads that read them.
 
-    `longest`: the largest segment that will be read, in bytes; staging buffers need be no larger.
+    `staging`: bytes of each thread's staging buffer, `largest_staging` of all that will be read.
     """
 
-    def __init__(self, longest: int = STAGING) -> None:
-        self._staging = staging_bytes(longest) // IN_FLIGHT
+    def __init__(self, staging: int) -> None:
+        self._staging = staging
         self._descriptors: dict[Path, int] = {}
         self._buffers = threading.local()
         self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="klotski-read")
 
-    def read(self, layout: BlockLayout, slot: torch.Tensor) -> None:
-        """Fill a slot (uint8, at least `layout.slot_bytes`) with a block.
+    def start(self, layout: BlockLayout, slot: torch.Tensor) -> Reading:
+        """Begin to fill a slot (uint8, on a page boundary, at least `layout.slot_bytes`) with a block.
+
+        Blocks are read in the order in which they were started. Not safe to be called by two threads at once.
 
         Raises:
-            CheckpointError: a file ended early or could not be read.
+            CheckpointError: a file could not be opened.
         """
-        pieces = [piece for segment in layout.segments for piece in cut(segment)]
-        for segment in layout.segments:
-            self._descriptor(segment.file)  # opened here, by one thread
-        reads = [self._pool.submit(self._read_piece, piece, slot) for piece in pieces]
-        wait(reads)  # all of them: the slot is nobody's while one is still writing to it
-        for read in reads:
-            read.result()
+        for request in layout.requests:
+            self._descriptor(request.file)
+        memory: np.ndarray[tuple[int], np.dtype[np.uint8]] = slot.numpy()
+        return Reading([self._pool.submit(self._read, request, memory) for request in layout.requests])
+
+    def read(self, layout: BlockLayout, slot: torch.Tensor) -> None:
+        """Fill a slot with a block; see `start`."""
+        self.start(layout, slot).wait()
 
     def close(self) -> None:
         """Close all files and end the threads; may be called twice."""
-        self._pool.shutdown()
+        self._pool.shutdown(cancel_futures=True)
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
@@ -73,48 +89,25 @@ class Reader:
                 raise CheckpointError(f"{file} could not be opened: {error.strerror}") from error
         return self._descriptors[file]
 
-    def _read_piece(self, piece: Segment, slot: torch.Tensor) -> None:
-        """Read one piece of a segment into staging, and from there into the slot."""
+    def _read(self, request: ReadRequest, slot: "np.ndarray[tuple[int], np.dtype[np.uint8]]") -> None:
         if not hasattr(self._buffers, "staging"):
-            self._buffers.staging = np.frombuffer(mmap.mmap(-1, self._staging), dtype=np.uint8)
+            self._buffers.staging = allocate(self._staging).numpy()
         staging: np.ndarray[tuple[int], np.dtype[np.uint8]] = self._buffers.staging
-        first = piece.offset - piece.offset % PAGE
-        skip = piece.offset - first
+        pages = [
+            (slot if target.in_slot else staging)[target.offset : target.offset + target.nbytes].data
+            for target in request.targets
+        ]
         try:
-            fill(self._descriptors[piece.file], staging, first, skip + piece.nbytes, piece.file)
+            fill(self._descriptors[request.file], pages, request)
         except OSError as error:
-            raise CheckpointError(f"{piece.file} could not be read: {error.strerror}") from error
-        data = staging[skip : skip + piece.nbytes]
-        if piece.stored == piece.wanted:
-            # numpy copies on this thread alone, and without the interpreter's lock.
-            np.copyto(slot.numpy()[piece.slot_offset : piece.slot_offset + piece.nbytes], data)
-        else:
-            numbers = torch.frombuffer(data, dtype=piece.stored)
-            end = piece.slot_offset + numbers.numel() * piece.wanted.itemsize
-            slot[piece.slot_offset : end].view(piece.wanted).copy_(numbers)
+            raise CheckpointError(f"{request.file} could not be read: {error.strerror}") from error
+        for copy in request.copies:
+            copy_staged(copy, staging, slot)
 
 
-def longest_segment(layouts: Iterable[BlockLayout]) -> int:
-    """Bytes of the largest segment of these blocks."""
-    return max((segment.nbytes for layout in layouts for segment in layout.segments), default=0)
-
-
-def staging_bytes(longest: int) -> int:
-    """What a reader's staging buffers take, for segments of up to `longest` bytes.
-
-    A tensor begins and ends inside a page, so each buffer has a page more than the data at either end.
-    """
-    return IN_FLIGHT * (-(-min(longest, STAGING) // PAGE) + 2) * PAGE
-
-
-def cut(segment: Segment) -> Iterator[Segment]:
-    """A segment in pieces of at most `STAGING` bytes."""
-    for done in range(0, segment.nbytes, STAGING):
-        yield segment._replace(
-            offset=segment.offset + done,
-            nbytes=min(STAGING, segment.nbytes - done),
-            slot_offset=segment.slot_offset + done // segment.stored.itemsize * segment.wanted.itemsize,
-        )
+def largest_staging(layouts: Iterable[BlockLayout]) -> int:
+    """Bytes of the staging buffer that these blocks need."""
+    return max((request.staged for layout in layouts for request in layout.requests), default=0)
 
 
 def open_past_cache(file: Path) -> int:
@@ -128,14 +121,33 @@ def open_past_cache(file: Path) -> int:
     return os.open(file, flags)
 
 
-def fill(
-    descriptor: int, staging: "np.ndarray[tuple[int], np.dtype[np.uint8]]", offset: int, needed: int, file: Path
-) -> None:
-    """Read whole pages from `offset` on until `needed` bytes are there."""
-    pages = memoryview(staging.data)[: -(-needed // PAGE) * PAGE]
+def fill(descriptor: int, pages: list[memoryview], request: ReadRequest) -> None:
+    """Read pages until the bytes that are needed are there."""
     done = 0
-    while done < needed:
-        count = os.preadv(descriptor, [pages[done:]], offset + done)
-        if count == 0 or (done + count < needed and count % PAGE):  # the file's last page is short
-            raise CheckpointError(f"{file} was truncated while it was read; fetch it again")
+    while done < request.needed:
+        count = os.preadv(descriptor, pages, request.offset + done)
         done += count
+        if done < request.needed and (count == 0 or count % PAGE):  # the file's last page is short
+            raise CheckpointError(f"{request.file} was truncated while it was read; fetch it again")
+        while pages and count >= len(pages[0]):
+            count -= len(pages.pop(0))
+        if pages:
+            pages[0] = pages[0][count:]
+
+
+def copy_staged(
+    copy: Copy,
+    staging: "np.ndarray[tuple[int], np.dtype[np.uint8]]",
+    slot: "np.ndarray[tuple[int], np.dtype[np.uint8]]",
+) -> None:
+    """Move bytes or numbers from the staging buffer to their place."""
+    data = staging[copy.staging_offset : copy.staging_offset + copy.nbytes]
+    if copy.stored == copy.wanted:
+        # numpy copies on this thread alone, and without the interpreter's lock.
+        np.copyto(slot[copy.slot_offset : copy.slot_offset + copy.nbytes], data)
+        return
+    # A file's numbers may begin anywhere; torch wants them where a number of their type may lie.
+    aligned = data if data.ctypes.data % copy.stored.itemsize == 0 else data.copy()
+    numbers = torch.frombuffer(aligned, dtype=copy.stored)
+    end = copy.slot_offset + numbers.numel() * copy.wanted.itemsize
+    torch.from_numpy(slot)[copy.slot_offset : end].view(copy.wanted).copy_(numbers)

@@ -1,12 +1,13 @@
 """The memory behind the slots: allocated once, filled by a lane, seen as parameters."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 
 from klotski.core import Block, Operation
 from klotski.lanes import Event, Lane
 from klotski.weights.layout import BlockLayout
+from klotski.weights.memory import allocate
 from klotski.weights.reader import Reader
 from klotski.weights.residency import Residency, SlotKind
 
@@ -33,9 +34,11 @@ class BlockStore:
         self._lane = lane
         self._slot_bytes = slot_sizes(layouts)
         self._slots = {
-            kind: torch.empty((slots.get(kind, 0), size), dtype=torch.uint8) for kind, size in self._slot_bytes.items()
+            kind: allocate(slots.get(kind, 0) * size).view(slots.get(kind, 0), size)
+            for kind, size in self._slot_bytes.items()
         }
-        self._residents = {block: torch.empty(layouts[block].slot_bytes, dtype=torch.uint8) for block in residents}
+        sizes = [layouts[block].slot_bytes for block in residents]
+        self._residents = dict(zip(residents, torch.split(allocate(sum(sizes)), sizes), strict=True))
         self.residency = Residency(slots, residents, self._bring)
 
     @property
@@ -47,6 +50,26 @@ class BlockStore:
         """Read all residents; returns when they are here."""
         for event in [self._read(block, memory, ()) for block, memory in self._residents.items()]:
             event.wait()
+
+    def streamed_experts(self) -> list[Block]:
+        """Experts that come and go."""
+        return [block for block in self._layouts if not block.is_dense and block not in self._residents]
+
+    def fill_slots(self, blocks: Iterator[Block]) -> int:
+        """Read the next blocks into all slots for experts, past the lane, and return their bytes.
+
+        For measuring: nothing else may be using the slots.
+        """
+        layouts = [self._layouts[block] for block, _ in zip(blocks, self._slots[SlotKind.EXPERT], strict=False)]
+        slots = self._slots[SlotKind.EXPERT]
+        readings = [self._reader.start(layout, slot) for layout, slot in zip(layouts, slots, strict=False)]
+        for reading in readings:
+            reading.wait()
+        return sum(layout.disk_bytes for layout in layouts)
+
+    def first_slot(self) -> torch.Tensor:
+        """The memory of a slot for experts."""
+        return self._slots[SlotKind.EXPERT][0]
 
     def views(self, block: Block) -> dict[str, torch.Tensor]:
         """A block's parameters by name, as views of its memory. Valid until it is released."""
@@ -61,7 +84,7 @@ class BlockStore:
     def _read(self, block: Block, memory: torch.Tensor, after: Collection[Event]) -> Event:
         layout = self._layouts[block]
         operation = Operation(SlotKind.of(block), block.layer, block.expert, nbytes=layout.disk_bytes)
-        return self._lane.submit(operation, lambda: self._reader.read(layout, memory), tuple(after))
+        return self._lane.submit(operation, lambda: self._reader.start(layout, memory), tuple(after))
 
 
 def slot_sizes(layouts: Mapping[Block, BlockLayout]) -> dict[SlotKind, int]:

@@ -1,0 +1,39 @@
+"""How long a group's life is expected to take: what a planner compares its candidates by.
+
+Nominal rates, of a small machine with an NVMe drive: a plan shall not depend on how busy the
+machine was in the second in which it was made. What they decide is a ratio, bytes moved for
+arithmetic done, and a plan that is best at this one is near the best at others.
+"""
+
+from klotski.planner.facts import Demand, Group, ModelFacts
+
+__all__ = ["group_seconds"]
+
+DISK = 2e9  # bytes a second
+ARITHMETIC = 4e11  # floating-point operations a second
+TURN = 1e-3  # seconds of a batch's turn in a layer, whatever its size
+STEP = 3e-4  # seconds of an expert's turn, likewise
+
+
+def group_seconds(
+    facts: ModelFacts, demand: Demand, group: Group, prefill_tokens: int, expert_slots: int, streamed: float
+) -> float:
+    """Seconds for a request of a group: its share of the group's prefill and decoding."""
+    prompts = group.prompt_tokens
+    sweeps = max(1.0, prompts / prefill_tokens)
+    prefill = sweeps * sweep_seconds(facts, group, prompts / sweeps, expert_slots, streamed)
+    decode = (demand.output_tokens - 1) * sweep_seconds(facts, group, group.sequences, expert_slots, streamed)
+    return (prefill + decode) / group.sequences
+
+
+def sweep_seconds(facts: ModelFacts, group: Group, tokens: float, expert_slots: int, streamed: float) -> float:
+    """Seconds of one sweep: the disk's or the arithmetic's, whichever takes longer.
+
+    The disk idles while a layer's attention runs, once all slots are full.
+    """
+    batches = group.sequences / group.batch_size
+    attention = tokens * facts.dense_flops / ARITHMETIC + batches * facts.num_layers * TURN
+    experts = tokens * facts.expert_flops / ARITHMETIC + sum(facts.expert_counts) * STEP
+    arithmetic = attention + experts + group.sequences * facts.head_flops / ARITHMETIC
+    ahead = facts.num_layers * expert_slots * facts.largest(dense=False) / DISK
+    return max(streamed / DISK + max(0.0, attention - ahead), arithmetic)
