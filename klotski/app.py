@@ -85,7 +85,7 @@ def run(composed: DictConfig, folder: Path) -> None:
     signal.signal(signal.SIGTERM, interrupt)
     totals = Totals()
     with RunLog(folder) as log:
-        recorder = Recorder(log.events)
+        recorder = Recorder(log.events if composed.get("events", True) else None)
         status, mode, reason = "failed", "measured", None
         try:
             config = schema.load(composed)
@@ -111,7 +111,7 @@ def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder
 
     metrics = summarize(status, mode, totals, recorder, reason)
     log.metrics(metrics)
-    if status != "failed":
+    if status != "failed" and recorder.is_writing:
         write_trace(log.folder / "events.jsonl", log.folder / "trace.json")
     if status == "ok":
         print_summary(metrics, log.num_errors, log.folder)

@@ -150,6 +150,8 @@ class RunConfig:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    events: bool = True
+    """Write every operation to events.jsonl, and to trace.json for Perfetto."""
 
 
 def register(configs: Path) -> None:
@@ -176,7 +178,8 @@ def register(configs: Path) -> None:
 def list_options(configs: Path) -> str:
     """Every option of every group, with the first sentence of its file's opening comment."""
     lines = []
-    for group in [*(each.name for each in fields(RunConfig)), "experiment"]:
+    groups = [each.name for each in fields(RunConfig) if is_dataclass(each.type)]
+    for group in [*groups, "experiment"]:
         lines.append(group)
         for file in sorted((configs / group).glob("*.yaml")):
             comment = " ".join(line[2:] for line in file.read_text().splitlines() if line.startswith("# "))

@@ -30,6 +30,7 @@ def gather_facts(model: OpenModel) -> ModelFacts:
     return ModelFacts(
         fixed_bytes=model.fixed.slot_bytes,
         block_bytes={block: layout.slot_bytes for block, layout in model.layouts.items()},
+        stored_bytes={block: layout.disk_bytes for block, layout in model.layouts.items()},
         expert_counts=model.shell.expert_counts,
         top_k=top_k,
         kv_bytes=len(model.shell.layers) * kv_numbers(text) * item,

@@ -19,7 +19,7 @@ from klotski.planner import Budget, Demand, ModelFacts, Plan, Wishes, free_memor
 from klotski.schema import DType, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count, parse_size
-from klotski.weights import IN_FLIGHT, BlockStore, Reader, SlotKind, allocate, resolve
+from klotski.weights import BlockStore, Reader, SlotKind, allocate, keep_freed_memory, resolve
 from klotski.workload import Encoder, cut_batches, in_batch_order, load_requests
 
 __all__ = ["TorchExecutor"]
@@ -39,6 +39,7 @@ class TorchExecutor:
         threads = parse_count("hw.threads", config.hw.threads)
         if threads is not None:
             torch.set_num_threads(threads)
+        keep_freed_memory()
         if config.hw.host_memory != "auto":
             logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
         folder = TINY if config.model.path == BUNDLED else resolve(config.model.path)
@@ -57,7 +58,7 @@ class TorchExecutor:
             compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
             reader = Reader(model.staging)
             stack.callback(reader.close)  # after the lane that reads with it
-            disk = ThreadLane(LaneName.DISK, recorder, log.clock, depth=IN_FLIGHT)
+            disk = ThreadLane(LaneName.DISK, recorder, log.clock, depth=2)
             stack.callback(disk.close)
             store = load_weights(model, plan, reader, disk)
             workspace = make_workspace(model, plan)

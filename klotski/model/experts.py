@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from transformers.integrations.moe import _default_apply_gate
 
 from klotski.weights import allocate
 
@@ -25,7 +26,7 @@ __all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "workspace_bytes"]
 ROWS = 512  # tokens of one product; more are no faster
 STEP = 16  # a product has a multiple of so many rows: each number of rows has kernels of its own, of 0.6 MB
 GATED = 128  # rows whose gate is applied at a time: what comes between stays in the cache
-SUMMED = 128  # tokens whose outputs are summed at a time, likewise
+SUMMED = 32  # tokens whose outputs are summed at a time, likewise
 
 Views = Mapping[str, torch.Tensor]
 
@@ -97,14 +98,18 @@ class ExpertPhase:
         for begin, end in pieces(self._bounds[expert], self._bounds[expert + 1], ROWS):
             count = end - begin
             torch.index_select(self._hidden, 0, self._tokens[begin:end], out=self._space.gathered[:count])
-            # The rows beyond hold what was there before; nobody looks at what becomes of them.
-            self._space.outputs[begin:end] = expert_forward(self._module, rounded(count), views, self._space)[:count]
+            outputs = self._space.outputs[begin:end]
+            if rounded(count) == count:
+                expert_forward(self._module, views, self._space, outputs)
+            else:  # rows beyond hold what was there before; nobody looks at what becomes of them
+                expert_forward(self._module, views, self._space, self._space.result[: rounded(count)])
+                outputs.copy_(self._space.result[:count])
 
     def outputs(self) -> tuple[torch.Tensor, ...]:
         """The combined output [T, H] of each call, in order; good until the next phase begins."""
         top_k = self._weights.shape[1]
         for begin, end in pieces(0, len(self._hidden), SUMMED):
-            outputs = self._space.outputs[self._places[begin * top_k : end * top_k]]
+            outputs = self._space.outputs.index_select(0, self._places[begin * top_k : end * top_k])
             weights = self._weights[begin:end].unsqueeze(-1)
             self._hidden[begin:end] = (outputs.view(-1, top_k, outputs.shape[1]) * weights).sum(dim=1)
         return torch.split(self._hidden, self._sizes)
@@ -120,20 +125,30 @@ def rounded(rows: int) -> int:
     return -(-rows // STEP) * STEP
 
 
-def expert_forward(module: Any, count: int, views: Views, space: Workspace) -> torch.Tensor:
-    """One expert over the first tokens gathered in `space`, as the flags that the module carries have it."""
-    tokens, out = space.gathered[:count], space.result[:count]
+def expert_forward(module: Any, views: Views, space: Workspace, out: torch.Tensor) -> None:
+    """One expert over the first tokens gathered in `space`, into `out`, by the flags that the module carries."""
+    count = len(out)
+    tokens = space.gathered[:count]
     up = "gate_up_proj" if module.has_gate else "up_proj"
     inside = first(space.inside, count, views[up].shape[-1 if module.is_transposed else 0])
     gated = first(space.gated, count, views["down_proj"].shape[-2 if module.is_transposed else -1])
     project(tokens, views[up], views.get(f"{up}_bias"), module.is_transposed, inside)
     for begin, end in pieces(0, count, GATED):
-        rows = inside[begin:end]
-        gated[begin:end] = module._apply_gate(rows) if module.has_gate else module.act_fn(rows)
+        apply_gate(module, inside[begin:end], gated[begin:end])
     project(gated, views["down_proj"], views.get("down_proj_bias"), module.is_transposed, out)
     if getattr(module, "has_post_expert_norm", False):
         out.copy_(module.post_expert_norm(out))
-    return out
+
+
+def apply_gate(module: Any, inside: torch.Tensor, out: torch.Tensor) -> None:
+    """What comes between an expert's two products."""
+    if not module.has_gate:
+        out.copy_(module.act_fn(inside))
+    elif type(module)._apply_gate is _default_apply_gate:  # the same, without a copy
+        gate, up = inside.chunk(2, dim=-1)
+        torch.mul(module.act_fn(gate), up, out=out)
+    else:
+        out.copy_(module._apply_gate(inside))
 
 
 def first(memory: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import FIXED, Block
 from klotski.errors import CheckpointError, ModelError
+from klotski.model.attention import use_blocked_attention
 from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
 from klotski.weights import ParameterSpec
 
@@ -63,6 +64,7 @@ class Shell:
         except ValueError as error:
             raise ModelError(f"{config.model_type}: {str(error).splitlines()[0]}") from error
         self.model: PreTrainedModel = model.eval()
+        use_blocked_attention(self.model)
         self.model.generation_config = GenerationConfig()  # the run's own settings, nobody's defaults
         self.layers, prefix = find_layers(self.model)
         self.experts = [find_experts(layer) for layer in self.layers]

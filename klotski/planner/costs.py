@@ -7,12 +7,14 @@ arithmetic done, and a plan that is best at this one is near the best at others.
 
 from klotski.planner.facts import Demand, Group, ModelFacts
 
-__all__ = ["group_seconds"]
+__all__ = ["BUSY_SLOTS", "group_seconds"]
 
+BUSY_SLOTS = 2  # for experts
 DISK = 2e9  # bytes a second
 ARITHMETIC = 4e11  # floating-point operations a second
 TURN = 1e-3  # seconds of a batch's turn in a layer, whatever its size
 STEP = 3e-4  # seconds of an expert's turn, likewise
+MEMORY = 2e10  # bytes of weights a second on their way into a product, however few its rows
 
 
 def group_seconds(
@@ -29,11 +31,13 @@ def group_seconds(
 def sweep_seconds(facts: ModelFacts, group: Group, tokens: float, expert_slots: int, streamed: float) -> float:
     """Seconds of one sweep: the disk's or the arithmetic's, whichever takes longer.
 
-    The disk idles while a layer's attention runs, once all slots are full.
+    The disk idles while a layer's attention runs, once all slots are full. Two of them are no help:
+    one is being computed from, and one is being filled.
     """
     batches = group.sequences / group.batch_size
     attention = tokens * facts.dense_flops / ARITHMETIC + batches * facts.num_layers * TURN
-    experts = tokens * facts.expert_flops / ARITHMETIC + sum(facts.expert_counts) * STEP
+    turn = STEP + facts.largest(dense=False) / MEMORY
+    experts = tokens * facts.expert_flops / ARITHMETIC + sum(facts.expert_counts) * turn
     arithmetic = attention + experts + group.sequences * facts.head_flops / ARITHMETIC
-    ahead = facts.num_layers * expert_slots * facts.largest(dense=False) / DISK
+    ahead = facts.num_layers * (expert_slots - BUSY_SLOTS) * facts.largest(dense=False) / DISK
     return max(streamed / DISK + max(0.0, attention - ahead), arithmetic)

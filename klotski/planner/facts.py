@@ -22,6 +22,7 @@ class ModelFacts:
 
     fixed_bytes: int
     block_bytes: Mapping[Block, int]
+    stored_bytes: Mapping[Block, int]  # in files: what an arrival reads
     expert_counts: Sequence[int]
     top_k: int
     kv_bytes: int  # of a token of context, at most

@@ -7,7 +7,7 @@ import psutil
 __all__ = ["free_memory", "peak_memory", "runtime_memory"]
 
 SHARE = 0.8  # of free memory; the rest is the page cache's and other programs'
-GROWTH = 96 << 20  # bytes that torch's libraries take for themselves once they compute
+GROWTH = 128 << 20  # bytes that torch's libraries take for themselves once they compute
 
 
 def free_memory() -> tuple[int, str]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from klotski.core import Block, Residents
 from klotski.errors import BudgetError
-from klotski.planner.costs import group_seconds
+from klotski.planner.costs import BUSY_SLOTS, group_seconds
 from klotski.planner.facts import Demand, ModelFacts
 from klotski.units import format_size
 
@@ -22,8 +22,8 @@ LARGEST_BATCH = 64  # sequences; beyond, more batches hide transfers better than
 MOST_BATCHES = 16  # the paper's largest group has 15
 FEWEST_BATCHES = 4  # a workload of a few prompts is still cut into so many
 PREFILL_TOKENS = (4096, 2048, 1024, 512, 256, 128, 64)  # of one sweep; then 1 of each sequence
-EXPERT_SLOTS = 2  # one is computed from while the other is filled
 DENSE_SLOTS = 2
+HEAP = 1.4  # bytes of the heap for each byte of an activation: what lies free between those in use
 
 
 class Budget(NamedTuple):
@@ -58,7 +58,7 @@ class Plan:
     expert_slots: int
     hot_experts: int
     residents: tuple[Block, ...]
-    streamed_bytes: int  # of all blocks that do not stay: the most that one sweep moves
+    streamed_bytes: int  # that a sweep reads from disk: all blocks that do not stay, if it uses all
 
     @property
     def tokens_in_flight(self) -> int:
@@ -102,19 +102,19 @@ def make_plan(facts: ModelFacts, demand: Demand, budget: Budget, wishes: Wishes)
     best = min(fitting, key=lambda choice: (seconds(choice), choice))
     left = budget.nbytes - needs[best]
     stay = tuple(choose_residents(facts, left)) if wishes.residents is Residents.greedy else ()
-    resident = sum(facts.block_bytes[block] for block in stay)
+    streamed = facts.stored_bytes.keys() - set(stay)
     return Plan(
         n_batches=best.n_batches,
         batch_size=best.batch_size,
         prefill_tokens=best.prefill_tokens,
         budget=budget.nbytes,
         budget_reason=budget.reason,
-        memory=needed(facts, demand, budget, best) | {"residents": resident},
+        memory=needed(facts, demand, budget, best) | {"residents": sum(facts.block_bytes[block] for block in stay)},
         dense_slots=DENSE_SLOTS,
         expert_slots=best.expert_slots,
         hot_experts=min(wishes.hot_experts or max(facts.top_k, best.expert_slots - 1), max(facts.expert_counts)),
         residents=stay,
-        streamed_bytes=facts.weight_bytes - resident,
+        streamed_bytes=sum(facts.stored_bytes[block] for block in streamed),
     )
 
 
@@ -125,9 +125,9 @@ def candidates(facts: ModelFacts, demand: Demand, wishes: Wishes) -> Iterator[Ca
     sizes = [wishes.batch_size] if wishes.batch_size else range(1, min(most, LARGEST_BATCH) + 1)
     counts = [wishes.n_batches] if wishes.n_batches else range(1, MOST_BATCHES + 1)
     experts = max(facts.expert_counts)
-    slots = sorted({EXPERT_SLOTS + max(1, experts * part // 8) for part in (1, 2, 4, 6)} | {EXPERT_SLOTS})
+    slots = sorted({BUSY_SLOTS + max(1, experts * part // 8) for part in (1, 2, 3, 4, 6)} | {BUSY_SLOTS})
     for n, size in product(counts, sizes):
-        if n > 1 and (n - 1) * size >= requests:
+        if not wishes.n_batches and n > 1 and (n - 1) * size >= requests:
             continue  # the last batch would be empty
         prompts = demand.group(n, size).prompt_tokens
         useful = [tokens for tokens in PREFILL_TOKENS if size <= tokens < prompts]
@@ -149,9 +149,14 @@ def needed(facts: ModelFacts, demand: Demand, budget: Budget, choice: Candidate)
         "expert_slots": choice.expert_slots * facts.largest(dense=False),
         "kv_cache": group.context_tokens * facts.kv_bytes,
         "workspace": tokens * facts.workspace_bytes + facts.rows_bytes,
-        "activations": tokens * facts.waiting_bytes
-        + max(turn, group.batch_size) * (facts.attention_bytes + group.longest * facts.score_bytes)
-        + group.batch_size * facts.logits_bytes,
+        "activations": int(
+            HEAP
+            * (
+                tokens * facts.waiting_bytes
+                + max(turn, group.batch_size) * (facts.attention_bytes + group.longest * facts.score_bytes)
+                + group.batch_size * facts.logits_bytes
+            )
+        ),
     }
 
 

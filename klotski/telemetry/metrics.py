@@ -21,6 +21,7 @@ sweeps that read prompts did, in those operations a second; `prefill_efficiency`
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from klotski.core import LaneName
@@ -84,6 +85,11 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         "decode_tokens_per_second": ratio(decoded, decode),
         "num_sweeps": len(totals.sweeps),
         "bytes_moved": {lane: count for lane, count in recorder.bytes_moved.items() if count},
+        "bytes_per_sweep": {
+            lane: median(sweep.nbytes.get(lane, 0) for sweep in totals.sweeps)
+            for lane, count in recorder.bytes_moved.items()
+            if count and totals.sweeps
+        },
         "lane_busy_seconds": dict(recorder.busy_seconds),
         "bubble_fraction": ratio(recorder.bubble_seconds, elapsed),
         "bound": {"resource": resource, "seconds": bound, "efficiency": ratio(bound, elapsed)},

@@ -49,9 +49,9 @@ class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep"):
 
 
 class Recorder:
-    """Takes spans from all lanes; `flush` hands the encoded lines to `write`."""
+    """Takes spans from all lanes; `flush` hands the encoded lines to `write` (None: they are only added up)."""
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(self, write: Callable[[bytes], None] | None) -> None:
         self._write = write
         self._lock = threading.Lock()
         self._encoder = msgspec.json.Encoder()
@@ -65,13 +65,22 @@ class Recorder:
         with self._lock:
             self.busy_seconds[span.lane] += span.end - span.begin
             self.bytes_moved[span.lane] += span.operation.nbytes
-            self._pending.append(to_event(SpanEvent, span))
+            self._keep(SpanEvent, span)
 
     def bubble(self, span: Span) -> None:
         """Take a wait of the compute lane."""
         with self._lock:
             self.bubble_seconds += span.end - span.begin
-            self._pending.append(to_event(BubbleEvent, span))
+            self._keep(BubbleEvent, span)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether there will be a file of events."""
+        return self._write is not None
+
+    def _keep(self, kind: type[SpanEvent], span: Span) -> None:
+        if self._write is not None:
+            self._pending.append(to_event(kind, span))
 
     def sweep(self, report: SweepReport) -> None:
         """Take a finished sweep."""
@@ -82,7 +91,7 @@ class Recorder:
         """Write what has come since the last flush."""
         with self._lock:
             pending, self._pending = self._pending, []
-        if pending:
+        if pending and self._write is not None:
             self._write(self._encoder.encode_lines(pending))
 
 

@@ -5,14 +5,18 @@ Reads past the page cache land on page boundaries alone. Huge pages matter twice
 takes longer than reading it from disk; and the kernel pins the target of each read page by page.
 """
 
+import ctypes
 import mmap
 
 import numpy as np
 import torch
 
-__all__ = ["PAGE", "allocate", "whole_pages"]
+__all__ = ["PAGE", "allocate", "keep_freed_memory", "whole_pages"]
 
 PAGE = 4096  # bytes; every device's sector size divides it
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+LARGEST_KEPT = 32 << 20  # bytes; larger allocations are the system's own, and exact
+MOST_KEPT = 512 << 20  # bytes at the end of the heap
 
 
 def allocate(nbytes: int) -> torch.Tensor:
@@ -23,6 +27,18 @@ def allocate(nbytes: int) -> torch.Tensor:
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.from_numpy(np.frombuffer(memory, dtype=np.uint8))[:nbytes]
+
+
+def keep_freed_memory() -> None:
+    """Let the C library reuse what torch's operations give back, instead of returning it to the system.
+
+    Otherwise every large intermediate result is fresh memory. glibc's own limits grow with use, up to
+    these; other C libraries have neither the limits nor, perhaps, the trouble.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
+        mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
 
 
 def whole_pages(nbytes: int) -> int:

@@ -26,7 +26,8 @@ from klotski.weights.requests import Copy, ReadRequest
 
 __all__ = ["IN_FLIGHT", "Reader", "Reading", "largest_staging"]
 
-IN_FLIGHT = 2  # requests that the disk works on
+IN_FLIGHT = 1  # requests that the disk works on
+PIECES = 1024  # that Linux scatters one read over, at most
 
 
 class Reading:
@@ -125,7 +126,7 @@ def fill(descriptor: int, pages: list[memoryview], request: ReadRequest) -> None
     """Read pages until the bytes that are needed are there."""
     done = 0
     while done < request.needed:
-        count = os.preadv(descriptor, pages, request.offset + done)
+        count = os.preadv(descriptor, pages[:PIECES], request.offset + done)
         done += count
         if done < request.needed and (count == 0 or count % PAGE):  # the file's last page is short
             raise CheckpointError(f"{request.file} was truncated while it was read; fetch it again")

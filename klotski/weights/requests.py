@@ -82,7 +82,7 @@ class ReadRequest(NamedTuple):
 
 def cut_requests(segments: Iterable[Segment]) -> tuple[ReadRequest, ...]:
     """The requests that fill a slot with these segments."""
-    return tuple(request for run in runs(segments) for request in cut_run(run))
+    return tuple(request for run in runs(each for each in segments if each.nbytes) for request in cut_run(run))
 
 
 def runs(segments: Iterable[Segment]) -> Iterator[list[Segment]]:

@@ -67,9 +67,9 @@ class BlockStore:
             reading.wait()
         return sum(layout.disk_bytes for layout in layouts)
 
-    def first_slot(self) -> torch.Tensor:
-        """The memory of a slot for experts."""
-        return self._slots[SlotKind.EXPERT][0]
+    def expert_slots(self) -> torch.Tensor:
+        """The memory of all slots for experts."""
+        return self._slots[SlotKind.EXPERT]
 
     def views(self, block: Block) -> dict[str, torch.Tensor]:
         """A block's parameters by name, as views of its memory. Valid until it is released."""

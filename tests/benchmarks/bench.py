@@ -1,0 +1,261 @@
+"""`make bench`: out of core at the machine's limit, measured.
+
+    python -m tests.benchmarks.bench [ROW...] [--repetitions 3] [--models few-large many-small] [--rival-steps N]
+
+Prints a table of medians, and one JSON line for each row to `outputs/bench.jsonl`. Repetitions
+alternate over models and rivals, because machines are shared; every run is a process of its own
+under a hard limit of 3 GiB on all of its memory, page cache included, from a cold cache.
+
+What is read. Both checkpoints are about twice the limit. Ours reads, past the page cache, each
+block that does not stay once for each sweep: with random routers and a hundred tokens or more,
+every expert of every layer. Accelerate reads every layer that is not resident once for each step of
+its one batch.
+
+What is computed. The same for both: 2 operations for each weight that a token meets.
+
+What the physics allows. Decoding B sequences takes at least max(bytes that stream / disk's rate, B *
+operations / matrix product's rate) for each token of all of them; at 2 GB/s and 400 GFLOP/s, 5 GB
+against 1.6 GFLOP a token, the two meet at about 650 sequences. A prefill of more than that many tokens
+is bound by arithmetic. One sequence at a time, a token costs all those bytes: sharing is the whole gain.
+
+What this machine of two cores cannot show, reasoned through:
+
+- Several NVMe drives (4 x 7 GB/s). A sweep of 5 GB would take 0.2 s of reading, for which one thread
+  with requests of 8 MB is too few: two or four of them, each on a share of the requests, need no other
+  change, since a block's requests are independent. The arithmetic then binds from 70 sequences on, so
+  n and KV memory may shrink, and the time of the interpreter for each operation (0.1 ms, 640 small
+  experts: 64 ms of the 200) is what has to go: several small experts in one operation, gathered at once.
+- 64 cores (say 10 TFLOP/s in bf16, 200 GB/s of memory). Arithmetic for 650 sequences takes 0.1 s, so the
+  disk binds again, until KV cache for 16 000 sequences fits. In between memory's own bandwidth binds:
+  a streamed byte crosses it twice (arrival, product), which is 1 % at 2 GB/s and 28 % at 28 GB/s. The
+  coroutines all run on one core: with 256 batches of 64, a turn of 1 ms for each batch and layer is
+  2 s of a sweep, ten times the arithmetic. Larger batches, or one attention for the whole group over a
+  shared cache, would be the change to make.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from klotski.weights.requests import REQUEST
+from tests.benchmarks.models import MODELS, folder_of, make
+
+LIMIT = "3GiB"
+BUDGET = "2950MiB"  # of the limit; the rest is the page cache's, for the interpreter's own files
+OUTPUTS = Path(__file__).parents[2] / "outputs"
+RUNS = OUTPUTS / "bench"
+
+Figures = dict[str, float]
+
+
+class KilledError(Exception):
+    """A process went over its limit, or failed."""
+
+
+def klotski(model: str, *overrides: str, budget: str = BUDGET) -> dict[str, Any]:
+    """The metrics of one run of ours."""
+    folder = RUNS / "run"
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = ["model=custom", f"model.path={folder_of(model)}", f"hw.device_memory={budget}", "workload=synthetic"]
+    limited("-m", "klotski", *settings, *overrides, f"hydra.run.dir={folder}")
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    return metrics
+
+
+def lengths(requests: int, tokens_in: int, tokens_out: int) -> list[str]:
+    """A synthetic workload."""
+    return [
+        f"workload.num_requests={requests}",
+        f"workload.input_tokens={tokens_in}",
+        f"workload.output_tokens={tokens_out}",
+    ]
+
+
+def accelerate(model: str, batch_size: int, steps: int | None) -> dict[str, Any]:
+    """What the rival's process says of one batch of 64 tokens in and 64 out."""
+    arguments = ["--model", str(folder_of(model)), "--batch-size", str(batch_size)]
+    arguments += ["--input-tokens", "64", "--output-tokens", "64", *(["--steps", str(steps)] if steps else [])]
+    said = limited("-m", "tests.benchmarks.accelerate_baseline", *arguments)
+    result: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return result
+
+
+def limited(*arguments: str) -> str:
+    """What a Python process under the limit says on standard output.
+
+    Raises:
+        KilledError: it ended with another status than 0.
+    """
+    command = [sys.executable, "-m", "tests.benchmarks.limited", LIMIT, sys.executable, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
+    if done.returncode:
+        raise KilledError(f"status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+    return done.stdout
+
+
+def fio(model: str) -> float:
+    """Bytes a second that fio reads of a checkpoint, in requests as large as ours, past the page cache."""
+    shard = max(folder_of(model).glob("*.safetensors"), key=lambda file: file.stat().st_size)
+    settings = {"name": "read", "filename": shard, "rw": "read", "bs": REQUEST, "direct": 1, "ioengine": "psync"}
+    settings |= {"runtime": 2, "time_based": 1, "readonly": 1, "output-format": "json"}
+    arguments = [f"--{key}={value}" for key, value in settings.items()]
+    said = subprocess.run(["fio", *arguments], capture_output=True, text=True, check=True).stdout
+    rate: float = json.loads(said)["jobs"][0]["read"]["bw_bytes"]
+    return rate
+
+
+def decode(model: str, _: argparse.Namespace) -> Figures:
+    """64 in, 64 out, in the group that the planner chooses: how near to the bound, and what the disk gave."""
+    before = fio(model)
+    metrics = klotski(model, *lengths(256, 64, 64))
+    rate = median([before, fio(model)])
+    return common(metrics) | {
+        "lane_to_fio": metrics["bytes_moved"]["disk"] / metrics["lane_busy_seconds"]["disk"] / rate,
+        "fio": rate,
+        "bytes_to_plan": metrics["bytes_per_sweep"]["disk"] / metrics["plan"]["streamed_bytes"],
+    }
+
+
+def prefill(model: str, _: argparse.Namespace) -> Figures:
+    """512 in, 8 out: the prefill's share of the matrix product's rate."""
+    return common(klotski(model, *lengths(32, 512, 8)))
+
+
+def equal(model: str, options: argparse.Namespace) -> Figures:
+    """Batches of 16, ours with n = 8, against Accelerate's one."""
+    ours = klotski(model, *lengths(128, 64, 64), "pipeline.batch_size=16", "pipeline.n_batches=8")
+    return versus(ours, accelerate(model, 16, options.rival_steps))
+
+
+def best(model: str, options: argparse.Namespace) -> Figures:
+    """What the planner chooses, against Accelerate at the batch size that suits it best."""
+    ours = klotski(model, *lengths(BEST_REQUESTS[model], 64, 64))
+    return versus(ours, accelerate(model, BEST_BATCH[model], options.rival_steps))
+
+
+def scale(model: str, _: argparse.Namespace) -> Figures:
+    """Four times the requests, in groups of the same size."""
+    group = ["pipeline.batch_size=16", "pipeline.n_batches=4"]
+    one, four = (klotski(model, *lengths(64 * times, 64, 8), *group) for times in (1, 4))
+    return {
+        "seconds": one["elapsed_time"],
+        "seconds_of_four": four["elapsed_time"],
+        "ratio": four["elapsed_time"] / one["elapsed_time"] / 4,
+        "memory_ratio": four["peak_memory"]["process"] / one["peak_memory"]["process"],
+    }
+
+
+def telemetry(model: str, _: argparse.Namespace) -> Figures:
+    """With events and without."""
+    workload = [*lengths(64, 32, 8), "pipeline.batch_size=16", "pipeline.n_batches=4"]
+    on, off = (klotski(model, *workload, f"events={events}") for events in ("true", "false"))
+    return {"seconds": on["elapsed_time"], "cost": on["elapsed_time"] / off["elapsed_time"] - 1}
+
+
+def random_workloads(model: str, options: argparse.Namespace) -> Figures:
+    """Workloads and budgets at random: none may be killed, and no peak may be above its budget."""
+    rng = random.Random(f"{model} {options.seed}")
+    peaks, refused = [], 0
+    for _ in range(options.workloads):
+        budget = rng.randrange(900, 2950)
+        workload = lengths(rng.randrange(1, 97), rng.randrange(1, 300), rng.randrange(1, 7))
+        try:
+            metrics = klotski(model, *workload, f"workload.seed={rng.randrange(1000)}", budget=f"{budget}MiB")
+            peaks.append(metrics["peak_memory"]["process"] / (budget << 20))
+        except KilledError as error:
+            if "is too small" not in str(error):
+                raise
+            refused += 1
+    return {"ran": len(peaks), "refused": refused, "largest_peak": max(peaks)}
+
+
+def common(metrics: dict[str, Any]) -> Figures:
+    """The figures of a run of ours that every row is interested in."""
+    return {
+        "seconds": metrics["elapsed_time"],
+        "tokens_per_second": metrics["output_tokens_per_second"],
+        "efficiency": metrics["bound"]["efficiency"],
+        "prefill_efficiency": metrics["prefill_efficiency"],
+        "disk_rate": metrics["rates"]["disk"],
+        "product_rate": metrics["rates"]["compute"],
+        "peak": metrics["peak_memory"]["process"],
+        "n": metrics["plan"]["n_batches"],
+        "batch_size": metrics["plan"]["batch_size"],
+    }
+
+
+def versus(ours: dict[str, Any], rival: dict[str, Any]) -> Figures:
+    """Both, and the ratio."""
+    return common(ours) | {
+        "rival": rival["output_tokens_per_second"],
+        "rival_batch_size": rival["batch_size"],
+        "rival_step_seconds": rival["step_seconds"],
+        "rival_prefill_seconds": rival["prefill_seconds"],
+        "rival_tokens": rival["steps"],
+        "ratio": ours["output_tokens_per_second"] / rival["output_tokens_per_second"],
+    }
+
+
+BEST_BATCH = {"few-large": 256, "many-small": 256}
+BEST_REQUESTS = {"few-large": 512, "many-small": 512}
+ROWS: dict[str, Callable[[str, argparse.Namespace], Figures]] = {
+    "decode": decode,
+    "prefill": prefill,
+    "best": best,
+    "equal": equal,
+    "scale": scale,
+    "telemetry": telemetry,
+    "random": random_workloads,
+}
+
+
+def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows: the median of each figure, and its range."""
+    found: dict[tuple[str, str], list[Figures]] = {}
+    for repetition in range(options.repetitions):
+        for row in options.rows or ROWS:
+            for model in options.models:
+                figures = ROWS[row](model, options)
+                found.setdefault((row, model), []).append(figures)
+                print(f"{repetition + 1} {row} {model}: {json.dumps(figures)}", file=sys.stderr, flush=True)
+    for (row, model), repetitions in found.items():
+        medians = {key: median(each[key] for each in repetitions) for key in repetitions[0]}
+        yield {"row": row, "model": model, "repetitions": len(repetitions), **medians, "all": repetitions}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table."""
+    table = Table("row", "model", "figures")
+    for row in rows:
+        figures = {key: value for key, value in row.items() if isinstance(value, int | float)}
+        table.add_row(row["row"], row["model"], "  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []])
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--models", nargs="*", default=list(MODELS))
+    parser.add_argument("--rival-steps", type=int, help="output tokens of the rival; the others like these")
+    parser.add_argument("--workloads", type=int, default=10, help="random workloads for each model and repetition")
+    parser.add_argument("--seed", type=int, default=0)
+    chosen = parser.parse_args()
+    for name in chosen.models:
+        make(name, folder_of(name))
+    RUNS.mkdir(parents=True, exist_ok=True)
+    results = list(measure(chosen))
+    with (OUTPUTS / "bench.jsonl").open("a") as lines:
+        lines.writelines(json.dumps(result) + "\n" for result in results)
+    show(results)
