@@ -22,6 +22,16 @@ run: setup ## a run; ARGS="GROUP=OPTION GROUP.KEY=VALUE ..." passes overrides
 test: lint ## everything that has to hold
 	$(BIN)/pytest
 
+bench-models: $(VENV)/.bench ## random checkpoints of twice 3 GiB under outputs/, to measure on
+	$(BIN)/python -m tests.benchmarks.models
+
+bench: $(VENV)/.bench ## all measurements, ours and Accelerate's, within 3 GiB; hours, root, and fio
+	$(BIN)/python -m tests.benchmarks.bench $(ARGS)
+
+$(VENV)/.bench: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
+	@touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,4 +45,4 @@ format: setup ## lay the code out as the linter wants it
 clean: ## remove what was built here; runs in outputs/ stay
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run test lint format clean
+.PHONY: help setup run test bench-models bench lint format clean

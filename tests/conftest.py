@@ -1,10 +1,22 @@
 """What all tests share."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+
+from klotski.executors import rates
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     """Models of a few kilobytes gain nothing from a second thread, and lose much to a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hasty_measurements() -> Iterator[None]:
+    """How fast the machine is matters to nobody here, and would be most of the time of a run of a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rates, "SECONDS", 0.001)
+        yield

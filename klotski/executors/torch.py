@@ -19,7 +19,7 @@ from klotski.planner import Budget, Demand, ModelFacts, Plan, Wishes, free_memor
 from klotski.schema import DType, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count, parse_size
-from klotski.weights import BlockStore, Reader, SlotKind, allocate, keep_freed_memory, resolve
+from klotski.weights import BlockStore, Reader, SlotKind, allocate, keep_small_memory, resolve
 from klotski.workload import Encoder, cut_batches, in_batch_order, load_requests
 
 __all__ = ["TorchExecutor"]
@@ -39,7 +39,7 @@ class TorchExecutor:
         threads = parse_count("hw.threads", config.hw.threads)
         if threads is not None:
             torch.set_num_threads(threads)
-        keep_freed_memory()
+        keep_small_memory()
         if config.hw.host_memory != "auto":
             logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
         folder = TINY if config.model.path == BUNDLED else resolve(config.model.path)

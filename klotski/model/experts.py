@@ -26,7 +26,7 @@ __all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "workspace_bytes"]
 ROWS = 512  # tokens of one product; more are no faster
 STEP = 16  # a product has a multiple of so many rows: each number of rows has kernels of its own, of 0.6 MB
 GATED = 128  # rows whose gate is applied at a time: what comes between stays in the cache
-SUMMED = 32  # tokens whose outputs are summed at a time, likewise
+SUMMED = 16  # tokens whose outputs are summed at a time, likewise
 
 Views = Mapping[str, torch.Tensor]
 

@@ -2,7 +2,7 @@
 
 from klotski.weights.checkpoint import Checkpoint, resolve
 from klotski.weights.layout import BlockLayout, ParameterSpec, Part, lay_out
-from klotski.weights.memory import allocate, keep_freed_memory
+from klotski.weights.memory import allocate, keep_small_memory
 from klotski.weights.reader import IN_FLIGHT, Reader, largest_staging
 from klotski.weights.residency import Residency, SlotKind
 from klotski.weights.store import BlockStore, slot_sizes
@@ -18,7 +18,7 @@ __all__ = [
     "Residency",
     "SlotKind",
     "allocate",
-    "keep_freed_memory",
+    "keep_small_memory",
     "largest_staging",
     "lay_out",
     "resolve",

@@ -11,12 +11,12 @@ import mmap
 import numpy as np
 import torch
 
-__all__ = ["PAGE", "allocate", "keep_freed_memory", "whole_pages"]
+__all__ = ["PAGE", "allocate", "keep_small_memory", "whole_pages"]
 
 PAGE = 4096  # bytes; every device's sector size divides it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-LARGEST_KEPT = 32 << 20  # bytes; larger allocations are the system's own, and exact
-MOST_KEPT = 512 << 20  # bytes at the end of the heap
+LARGEST_KEPT = 2 << 20  # bytes; from a huge page on
+MOST_KEPT = 64 << 20  # bytes at the end of the heap
 
 
 def allocate(nbytes: int) -> torch.Tensor:
@@ -29,11 +29,12 @@ def allocate(nbytes: int) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(memory, dtype=np.uint8))[:nbytes]
 
 
-def keep_freed_memory() -> None:
-    """Let the C library reuse what torch's operations give back, instead of returning it to the system.
+def keep_small_memory() -> None:
+    """Let the C library keep small pieces that torch's operations give back, and return large ones at once.
 
-    Otherwise every large intermediate result is fresh memory. glibc's own limits grow with use, up to
-    these; other C libraries have neither the limits nor, perhaps, the trouble.
+    Small ones would be fresh memory each time. Large ones of batches that come and go leave holes
+    between each other: kept, they took 200 MB more than was in use at any time. Other C libraries
+    than glibc have neither these limits nor, perhaps, the trouble.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

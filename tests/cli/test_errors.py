@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from klotski.core import Block
 from klotski.errors import CheckpointError, KlotskiError, OutputError
 from klotski.model import OpenModel, open_model
 from klotski.telemetry import RunLog
-from klotski.weights import Reader
+from klotski.weights import Reader, allocate, largest_staging
 from tests.architectures import COMMON, save_checkpoint
 from tests.cli.process import only_sentence, run_klotski, short_requests, start_klotski, wait_for_lines
 from tests.engine import read_lines, read_results, run_engine, write_requests
@@ -41,6 +42,7 @@ def overrides(model: Path, requests: Path, run: Path) -> list[str]:
         "model=custom",
         f"model.path={model}",
         "hw.device_memory=3MB",
+        "hw.runtime_memory=0",
         "workload=jsonl",
         f"workload.path={requests}",
         f"hydra.run.dir={run}",
@@ -178,13 +180,12 @@ def test_an_expert_under_a_damaged_name_is_not_taken_for_another(name: str, dama
 def test_a_file_truncated_after_its_header_was_read_is_noticed(dtype: torch.dtype, tmp_path: Path) -> None:
     file = save_checkpoint("mixtral", tmp_path) / "model.safetensors"
     layout = open_model(tmp_path, dtype).layouts[Block(2, 7)]
-    slot = torch.empty(layout.slot_bytes, dtype=torch.uint8)
-    reader = Reader()
-    reader.read(layout, slot)
-    os.truncate(file, max(segment.offset for segment in layout.segments) + 100)
-    with pytest.raises(CheckpointError, match=f"{file} was truncated"):
+    slot = allocate(layout.slot_bytes)
+    with closing(Reader(largest_staging([layout]))) as reader:
         reader.read(layout, slot)
-    reader.close()
+        os.truncate(file, max(request.offset for request in layout.requests) + 100)
+        with pytest.raises(CheckpointError, match=f"{file} was truncated"):
+            reader.read(layout, slot)
 
 
 def test_a_budget_that_is_too_small_is_refused_with_one_that_works(model: Path, requests: Path, tmp_path: Path) -> None:
@@ -196,6 +197,14 @@ def test_a_budget_that_is_too_small_is_refused_with_one_that_works(model: Path, 
     run_engine(tmp_path / "again", *settings[:-1], remedy)
     assert metrics_of(tmp_path / "again")["status"] == "ok"
     assert len(read_results(tmp_path / "again")) == 3
+
+
+def test_a_budget_that_the_process_takes_by_itself_is_refused_by_saying_so(
+    model: Path, requests: Path, tmp_path: Path
+) -> None:
+    settings = overrides(model, requests, tmp_path / "run")
+    sentence = only_sentence(run_klotski(*settings, "hw.runtime_memory=auto", "hw.device_memory=20MB", cwd=tmp_path))
+    assert sentence.startswith("hw.device_memory=20MB (as set) is too small: the interpreter and torch (")
 
 
 # The workload

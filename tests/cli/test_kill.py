@@ -15,6 +15,7 @@ def test_a_killed_run_leaves_whole_lines(tmp_path: Path) -> None:
         "model=custom",
         f"model.path={save_checkpoint('mixtral', tmp_path / 'model')}",
         "hw.device_memory=3MB",
+        "hw.runtime_memory=0",
         "pipeline.batch_size=2",
         "workload=jsonl",
         f"workload.path={short_requests(tmp_path / 'requests.jsonl', 3000)}",

@@ -68,7 +68,7 @@ def test_the_installed_module_runs_a_checkpoint(installed: Path, tmp_path: Path)
     run(
         [
             *(str(installed / "python"), "-m", "klotski"),
-            *("model=custom", f"model.path={model}", "hw.device_memory=3MB"),
+            *("model=custom", f"model.path={model}", "hw.device_memory=3MB", "hw.runtime_memory=0"),
             *("workload=jsonl", f"workload.path={requests}", f"hydra.run.dir={tmp_path / 'run'}"),
         ],
         tmp_path,

@@ -55,6 +55,10 @@ def test_the_default_config_loads() -> None:
     assert (config.model.name, config.pipeline.name, config.workload.name) == ("tiny", "klotski", "prompts")
 
 
+def test_what_the_process_takes_by_itself_may_be_nothing() -> None:
+    assert schema.load(compose_config("hw.runtime_memory=0")).hw.runtime_memory == "0"
+
+
 def test_help_names_every_group_and_option(tmp_path: Path) -> None:
     finished = run_klotski("--help", cwd=tmp_path)
     assert (finished.status, finished.err) == (0, "")
@@ -98,7 +102,8 @@ def test_a_sweep_over_strategies_leaves_a_run_for_each_with_the_same_tokens(tmp_
         "pipeline=sequential,overlap,klotski",
         "model=custom",
         f"model.path={save_checkpoint('mixtral', tmp_path / 'model')}",
-        "hw.device_memory=1.5MB",
+        "hw.device_memory=2MB",
+        "hw.runtime_memory=0",
         "workload=jsonl",
         f"workload.path={short_requests(tmp_path / 'requests.jsonl', 3)}",
         f"hydra.sweep.dir={tmp_path / 'sweep'}",

@@ -13,7 +13,7 @@ from klotski.refusals import explain
 from tests.cli.process import only_sentence, run_klotski
 
 GROUPS = ["executor", "hw", "model", "pipeline", "placement", "workload"]
-PIPELINE = ["n_batches", "batch_size", "prefetch", "hot_experts", "on_demand", "order"]
+PIPELINE = ["n_batches", "batch_size", "prefill_tokens", "prefetch", "hot_experts", "on_demand", "order"]
 MODEL = ["dtype", "name", "path"]
 
 
@@ -121,6 +121,8 @@ def test_a_value_that_is_none_of_those_that_exist(override: str, existing: list[
         "pipeline.n_batches=[1]",
         "pipeline.n_batches=0",
         "pipeline.batch_size=1.5",
+        "pipeline.prefill_tokens=0",
+        "pipeline.prefill_tokens=some",
         "pipeline.hot_experts=many",
         "hw.threads=-2",
     ],
@@ -134,6 +136,11 @@ def test_a_value_of_the_wrong_type_or_out_of_range(override: str) -> None:
 @pytest.mark.parametrize("key", ["hw.device_memory"])
 def test_a_size_that_is_none(key: str, size: str) -> None:
     assert refusal(f"{key}={size}").startswith(key)
+
+
+@pytest.mark.parametrize("size", ["abc", "-1", "2.5XB", "null"])
+def test_what_the_process_takes_by_itself_is_a_size_too(size: str) -> None:
+    assert refusal(f"hw.runtime_memory={size}").startswith("hw.runtime_memory")
 
 
 @pytest.mark.parametrize(

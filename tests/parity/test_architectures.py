@@ -3,7 +3,7 @@
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ import torch
 from klotski.executors.facts import gather_facts
 from klotski.model import open_model
 from tests.architectures import ARCHITECTURES, save_checkpoint
-from tests.engine import read_results, run_engine, write_requests
+from tests.engine import read_lines, read_results, run_engine, write_requests
 from tests.reference import plain_generate
 
 BATCH_SIZE = 3
@@ -34,27 +34,55 @@ def expert_bytes(checkpoint: Path) -> int:
     return sum(size for block, size in facts.block_bytes.items() if not block.is_dense)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_tokens_are_those_of_generate_while_experts_stream(architecture: str, tmp_path: Path) -> None:
+class Task(NamedTuple):
+    """What an architecture is asked, and what transformers answers."""
+
+    checkpoint: Path
+    requests: Path
+    expected: dict[str, list[int]]
+
+    def run(self, folder: Path, *overrides: str) -> Path:
+        return run_engine(
+            folder,
+            "model=custom",
+            f"model.path={self.checkpoint}",
+            "placement=none",
+            f"pipeline.batch_size={BATCH_SIZE}",
+            "workload=jsonl",
+            f"workload.path={self.requests}",
+            *overrides,
+        )
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Task:
+    folder = tmp_path_factory.mktemp(request.param)
     # Sharded where the name's length is even, so that both layouts of the Hub are read.
-    shard_size = "150KB" if len(architecture) % 2 == 0 else "10GB"
-    checkpoint = save_checkpoint(architecture, tmp_path / "model", shard_size)
+    shard_size = "150KB" if len(request.param) % 2 == 0 else "10GB"
+    checkpoint = save_checkpoint(request.param, folder / "model", shard_size)
     requests = unequal_requests(11)
-    run = run_engine(
-        tmp_path / "run",
-        "model=custom",
-        f"model.path={checkpoint}",
-        "placement=none",
-        "pipeline.n_batches=2",
-        f"pipeline.batch_size={BATCH_SIZE}",
-        "workload=jsonl",
-        f"workload.path={write_requests(tmp_path / 'requests.jsonl', requests)}",
-    )
+    expected = plain_generate(checkpoint, requests, BATCH_SIZE)
+    return Task(checkpoint, write_requests(folder / "requests.jsonl", requests), expected)
+
+
+def test_tokens_are_those_of_generate_while_experts_stream(task: Task, tmp_path: Path) -> None:
+    run = task.run(tmp_path / "run", "pipeline.n_batches=2")
     plan = json.loads((run / "plan.json").read_text())
     moved = json.loads((run / "metrics.json").read_text())["bytes_moved"]["disk"]
-    assert plan["memory"]["expert_slots"] + plan["memory"]["residents"] < expert_bytes(checkpoint) / 2
-    assert moved > expert_bytes(checkpoint)
-    assert read_results(run) == plain_generate(checkpoint, requests, BATCH_SIZE)
+    assert plan["memory"]["expert_slots"] + plan["memory"]["residents"] < expert_bytes(task.checkpoint) / 2
+    assert moved > expert_bytes(task.checkpoint)
+    assert read_results(run) == task.expected
+
+
+@pytest.mark.parametrize("piece", [1, 4])
+def test_tokens_are_the_same_where_prompts_are_read_in_pieces(task: Task, tmp_path: Path, piece: int) -> None:
+    """So many tokens of each sequence at a time, while batches whose prompts were shorter go on decoding."""
+    run = task.run(tmp_path / "run", "pipeline.n_batches=3", f"pipeline.prefill_tokens={piece * BATCH_SIZE}")
+    sweeps = [line for line in read_lines(run / "events.jsonl") if line["event"] == "sweep"]
+    assert max(sweep["prefill_tokens"] for sweep in sweeps) <= piece * BATCH_SIZE
+    assert any(sweep["prefill_tokens"] and sweep["decode_tokens"] for sweep in sweeps)
+    assert sum(sweep["prefill_tokens"] > 0 for sweep in sweeps) > 4, "one sweep for each batch would not do"
+    assert read_results(run) == task.expected
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "gpt_oss"])

@@ -38,9 +38,17 @@ def test_every_prompt_has_a_result_in_text(first_run: Path) -> None:
 def test_it_truly_streams(first_run: Path) -> None:
     found = metrics(first_run)
     assert (found["status"], found["mode"]) == ("ok", "measured")
-    assert found["plan"]["budget"] < sum(tensor.stat().st_size for tensor in TINY.glob("*.safetensors"))
-    assert found["bytes_moved"]["disk"] > 10 * found["plan"]["budget"]
-    assert found["peak_memory"]["device"] <= found["plan"]["budget"]
+    granted = found["plan"]["budget"] - found["plan"]["memory"]["runtime"]
+    assert granted == 12_000_000
+    assert granted < sum(tensor.stat().st_size for tensor in TINY.glob("*.safetensors"))
+    assert found["bytes_moved"]["disk"] > 10 * granted
+    assert found["peak_memory"]["device"] <= granted
+
+
+def test_the_process_takes_no_more_than_its_budget(first_run: Path) -> None:
+    found = metrics(first_run)
+    assert sum(found["plan"]["memory"].values()) <= found["plan"]["budget"]
+    assert found["peak_memory"]["process"] <= found["plan"]["budget"]
 
 
 def test_reading_and_computing_overlap_in_the_trace(first_run: Path) -> None:
@@ -88,5 +96,5 @@ def test_greedy_tokens_in_float32_are_those_of_generate(tmp_path: Path) -> None:
         }
         for line in read_lines(PROMPTS)
     ]
-    run = run_engine(tmp_path / "run", "model.dtype=float32", "hw.device_memory=18MB")
+    run = run_engine(tmp_path / "run", "model.dtype=float32", "hw.device_memory=18MB", "hw.runtime_memory=0")
     assert read_results(run) == plain_generate(TINY, requests, batch_size=8)

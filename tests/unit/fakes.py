@@ -118,24 +118,29 @@ class Entry(NamedTuple):
 
 
 class FakeBatch:
-    """Asks for what it is told to, step by step and layer by layer; a generator is its coroutine."""
+    """Asks for what it is told to, step by step and layer by layer; a generator is its coroutine.
+
+    `prompt`: tokens of each step that reads a piece of the prompt, the last of which gives the first
+    output token.
+    """
 
     def __init__(
         self,
         index: int,
         steps: Sequence[Sequence[Counts]],
         visit: Callable[[Entry], None],
-        prompt_tokens: int = 7,
+        prompt: Sequence[int] = (7,),
     ) -> None:
         self.index = index
         self.is_finished = False
         self.is_prefilling = True
-        self.tokens = prompt_tokens
+        self.tokens = prompt[0]
         self.output_tokens = 0
         self.cache_bytes = 0
         self.routing: Routing | None = None
         self._steps = steps
         self._visit = visit
+        self._prompt = prompt
         self._life = self._live()
 
     def resume(self) -> None:
@@ -143,7 +148,7 @@ class FakeBatch:
         next(self._life, None)
 
     def _live(self) -> Iterator[None]:
-        for step in self._steps:
+        for number, step in enumerate(self._steps, start=1):
             for layer, counts in enumerate(step):
                 yield
                 self._visit(Entry("attention", layer, batch=self.index))
@@ -152,8 +157,9 @@ class FakeBatch:
                     yield
                     self.routing = None
                     self._visit(Entry("finish", layer, batch=self.index))
-            self.is_prefilling, self.tokens = False, 1
-            self.output_tokens += 1
+            self.is_prefilling = number < len(self._prompt)
+            self.tokens = self._prompt[number] if self.is_prefilling else 1
+            self.output_tokens += not self.is_prefilling
             self.cache_bytes += 10
         self.is_finished = True
 

@@ -31,7 +31,7 @@ def test_no_group_needs_more_cache_than_was_planned(
 ) -> None:
     requests = to_requests(lengths)
     ordered = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
-    planned, _ = Demand(ordered).tokens(n_batches, batch_size)
+    planned = Demand(ordered).group(n_batches, batch_size).context_tokens
     needs = [
         len(batch) * (max(len(request.prompt) for request in batch) + max(request.max_tokens for request in batch))
         for batch in cut_batches(requests, batch_size)

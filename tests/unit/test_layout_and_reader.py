@@ -4,13 +4,15 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from klotski.core import DENSE, Block
 from klotski.errors import CheckpointError
@@ -23,11 +25,13 @@ from klotski.weights import (
     Part,
     Reader,
     SlotKind,
+    allocate,
+    largest_staging,
     lay_out,
-    longest_segment,
 )
-from klotski.weights.layout import ALIGNMENT
-from klotski.weights.reader import STAGING
+from klotski.weights.layout import ALIGNMENT, LARGE
+from klotski.weights.memory import PAGE
+from klotski.weights.requests import REQUEST
 from tests.unit.fakes import Sink, examples
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -36,9 +40,9 @@ CANARY = 0xA5  # fills a slot before it is read into
 
 @pytest.fixture
 def reader() -> Iterator[Reader]:
-    reader = Reader()
-    yield reader
-    reader.close()
+    """For blocks of a few numbers, which lie in two pages."""
+    with closing(Reader(staging=4 * PAGE)) as reader:
+        yield reader
 
 
 @st.composite
@@ -52,21 +56,26 @@ def save(folder: Path, tensors: dict[str, torch.Tensor]) -> Checkpoint:
     return Checkpoint(folder)
 
 
-def fill(reader: Reader, layout: BlockLayout) -> torch.Tensor:
-    """A slot, some larger than the block, after the block was read into it."""
-    slot = torch.full((layout.slot_bytes + 2 * ALIGNMENT,), CANARY, dtype=torch.uint8)
-    reader.read(layout, slot)
-    assert (slot[layout.slot_bytes :] == CANARY).all(), "the reader wrote beyond the block"
-    return slot
+def fresh_slot(nbytes: int) -> torch.Tensor:
+    """A slot, some larger than the block that it is for, full of canaries."""
+    return allocate(nbytes + 2 * PAGE).fill_(CANARY)
+
+
+def read_alone(layout: BlockLayout, slot: torch.Tensor) -> None:
+    """Fill a slot through a reader with no more staging than it needs."""
+    with closing(Reader(largest_staging([layout]))) as reader:
+        reader.read(layout, slot)
 
 
 def read_views(layout: BlockLayout) -> dict[str, torch.Tensor]:
-    """The parameters of a block, through a reader with no more staging than it needs."""
-    reader = Reader(longest_segment([layout]))
-    try:
-        return layout.views_of(fill(reader, layout))
-    finally:
-        reader.close()
+    """The parameters of a block, after it was read into a slot of which nothing else was touched."""
+    slot = fresh_slot(layout.slot_bytes)
+    read_alone(layout, slot)
+    untouched = slot.clone()
+    for view in layout.views_of(untouched).values():
+        view.view(-1).view(torch.uint8).fill_(CANARY)
+    assert (untouched == CANARY).all(), "the reader wrote where no parameter is"
+    return layout.views_of(slot)
 
 
 def assert_same(view: torch.Tensor, expected: torch.Tensor, wanted: torch.dtype) -> None:
@@ -170,7 +179,7 @@ def test_a_dense_part_is_read_whole_whatever_its_shapes(
     for name, tensor in stored.items():
         assert_same(views[name], tensor, wanted[name])
         assert layout.views[name][0] % ALIGNMENT == 0
-    assert layout.slot_bytes % ALIGNMENT == 0
+    assert layout.slot_bytes % PAGE == 0
 
 
 def test_parameters_do_not_share_a_byte(tmp_path: Path) -> None:
@@ -185,21 +194,98 @@ def test_parameters_do_not_share_a_byte(tmp_path: Path) -> None:
         view.zero_()
 
 
+# The numbers of a parameter that is worth a page of padding to be read in place, and of one that is not.
+LENGTHS = st.one_of(st.integers(1, 3000), st.integers(LARGE // 8, LARGE // 2))
+
+
+@given(st.data(), st.lists(LENGTHS, min_size=2, max_size=6), st.integers(0, 9))
+@examples(40)
+def test_parameters_around_the_size_of_a_page_are_what_safetensors_has(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, lengths: list[int], odd: int
+) -> None:
+    """Two tensors a parameter, which are neighbours or lie apart, as they are stored or not."""
+    folder = tmp_path_factory.mktemp("large")
+    stored = {f"t{index}": data.draw(tensors((length,))) for index, length in enumerate(lengths)}
+    # Neighbours of odd sizes, so that nothing in the file lies at a round offset.
+    save(folder, stored | {f"t{index}.odd": torch.ones(odd * index, dtype=torch.uint8) for index in range(6)})
+    names = data.draw(st.permutations(list(stored)))
+    pairs = [names[start : start + 2] for start in range(0, len(names), 2)]
+    wanted = data.draw(st.lists(st.sampled_from(DTYPES), min_size=len(pairs), max_size=len(pairs)))
+    specs, parts = [], {}
+    for index, (pair, dtype) in enumerate(zip(pairs, wanted, strict=True)):
+        specs.append(ParameterSpec(f"p{index}", (sum(len(stored[name]) for name in pair),), dtype))
+        parts[f"p{index}"] = [Part(pair[0]), *(Part(name, start=len(stored[pair[0]])) for name in pair[1:])]
+    views = read_views(lay_out(Block(0), specs, parts, Checkpoint(folder)))
+    found = load_file(folder / "model.safetensors")
+    for (view, spec), pair in zip(zip(views.values(), specs, strict=True), pairs, strict=True):
+        assert_same(view, torch.cat([found[name].to(spec.dtype) for name in pair]), spec.dtype)
+
+
 @pytest.mark.parametrize(
     ("stored", "wanted"),
     [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32, torch.float32)],
     ids=["narrowed", "widened", "as it is"],
 )
 @pytest.mark.parametrize("more", [0, 3], ids=["whole", "with a rest"])
-def test_a_tensor_larger_than_the_staging_buffer(
-    tmp_path: Path, reader: Reader, stored: torch.dtype, wanted: torch.dtype, more: int
-) -> None:
-    elements = STAGING // stored.itemsize + more * 1000 + more
+def test_a_tensor_larger_than_a_request(tmp_path: Path, stored: torch.dtype, wanted: torch.dtype, more: int) -> None:
+    elements = REQUEST // stored.itemsize + more * 1000 + more
     tensor = torch.arange(elements, dtype=torch.float32).to(stored)
     # An odd neighbour, so that nothing in the file lies at a round offset.
     checkpoint = save(tmp_path, {"odd": torch.ones(3, dtype=torch.uint8), "t": tensor})
     layout = lay_out(Block(0), [ParameterSpec("t", (elements,), wanted)], {"t": [Part("t")]}, checkpoint)
-    assert_same(layout.views_of(fill(reader, layout))["t"], tensor, wanted)
+    assert_same(read_views(layout)["t"], tensor, wanted)
+
+
+def expert_of(folder: Path, inner: int, hidden: int) -> tuple[dict[str, torch.Tensor], BlockLayout]:
+    """An expert as Mixtral has it: three matrices that are neighbours in the file, of which two become one."""
+    generator = torch.Generator().manual_seed(inner)
+    shapes = {"a": (7,), "w1": (inner, hidden), "w2": (hidden, inner), "w3": (inner, hidden), "z": (7,)}
+    stored = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    specs = [
+        ParameterSpec("gate_up_proj", (2 * inner, hidden), torch.float32),
+        ParameterSpec("down_proj", (hidden, inner), torch.float32),
+    ]
+    parts = {"gate_up_proj": [Part("w1", 0), Part("w3", 0, inner)], "down_proj": [Part("w2", 0)]}
+    return stored, lay_out(Block(0, 0), specs, parts, save(folder, stored))
+
+
+def test_a_large_expert_is_read_straight_into_its_slot(tmp_path: Path) -> None:
+    stored, layout = expert_of(tmp_path, inner=1664, hidden=1024)
+    assert layout.disk_bytes > 20e6
+    assert len(layout.requests) == -(-layout.disk_bytes // REQUEST), "three neighbours are read as one"
+    assert sum(request.staged for request in layout.requests) < layout.disk_bytes / 100
+    views = read_views(layout)
+    assert torch.equal(views["gate_up_proj"], torch.cat([stored["w1"], stored["w3"]]))
+    assert torch.equal(views["down_proj"], stored["w2"])
+
+
+def test_large_parameters_lie_as_far_past_a_page_as_they_do_in_their_file(tmp_path: Path) -> None:
+    tensors = {"a": LARGE // 4, "b": LARGE // 4 - 1, "c": LARGE // 4 + 5, "d": 3}
+    checkpoint = save(tmp_path, {name: torch.ones(length) for name, length in tensors.items()})
+    specs = [ParameterSpec(name, (length,), torch.float32) for name, length in reversed(tensors.items())]
+    layout = lay_out(Block(0), specs, {name: [Part(name)] for name in tensors}, checkpoint)
+    shifts = {name: (offset - checkpoint.tensors[name].offset) % PAGE for name, (offset, _) in layout.views.items()}
+    assert shifts["a"] == shifts["c"] == 0
+    assert all(layout.views[name][0] % ALIGNMENT == 0 for name in ("b", "d"))
+    ends = [offset + 4 * tensors[name] for name, (offset, _) in layout.views.items()]
+    assert layout.slot_bytes < ends[-1] + PAGE
+
+
+def test_numbers_that_lie_where_no_number_of_their_type_would_are_read_all_the_same(tmp_path: Path) -> None:
+    """The format knows no alignment; only the library that writes it does."""
+    tensor = torch.arange(LARGE, dtype=torch.float32)
+    nbytes = tensor.nbytes
+    header = json.dumps(
+        {
+            "odd": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+            "t": {"dtype": "F32", "shape": [LARGE], "data_offsets": [3, 3 + nbytes]},
+        }
+    ).encode()
+    numbers = tensor.view(torch.uint8).numpy().tobytes()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"odd" + numbers)
+    for wanted in DTYPES:
+        layout = lay_out(Block(0), [ParameterSpec("t", (LARGE,), wanted)], {"t": [Part("t")]}, Checkpoint(tmp_path))
+        assert_same(read_views(layout)["t"], tensor, wanted)
 
 
 def test_a_slot_that_held_another_block_holds_nothing_of_it_afterwards(tmp_path: Path, reader: Reader) -> None:
@@ -209,13 +295,13 @@ def test_a_slot_that_held_another_block_holds_nothing_of_it_afterwards(tmp_path:
     layouts = [
         lay_out(Block(0, expert), [ParameterSpec("w", (5, 7), torch.float32)], parts, checkpoint) for expert in range(2)
     ]
-    slot = torch.zeros(layouts[0].slot_bytes, dtype=torch.uint8)
+    slot = allocate(layouts[0].slot_bytes)
     for layout in (*layouts, layouts[0]):
         reader.read(layout, slot)
         assert (layout.views_of(slot)["w"] == layout.block.expert + 1).all()
 
 
-def test_a_block_may_come_from_several_shards(tmp_path: Path, reader: Reader) -> None:
+def test_a_block_may_come_from_several_shards(tmp_path: Path) -> None:
     stored = {"gate": torch.randn(3, 4), "up": torch.randn(3, 4)}
     for name, tensor in stored.items():
         save_file({name: tensor}, tmp_path / f"{name}.safetensors")
@@ -223,7 +309,7 @@ def test_a_block_may_come_from_several_shards(tmp_path: Path, reader: Reader) ->
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     parts = {"gate_up": [Part("gate", 0, 0), Part("up", 0, 3)]}
     layout = lay_out(Block(0, 0), [ParameterSpec("gate_up", (6, 4), torch.float32)], parts, Checkpoint(tmp_path))
-    view = layout.views_of(fill(reader, layout))["gate_up"]
+    view = read_views(layout)["gate_up"]
     assert torch.equal(view, torch.cat([stored["gate"], stored["up"]]))
 
 
@@ -265,14 +351,14 @@ def test_a_file_that_shrank_after_its_header_was_read_is_named(
     file, layout = checkpoint_and_layout(tmp_path, wanted)
     os.truncate(file, int(file.stat().st_size * left))
     with pytest.raises(CheckpointError, match=rf"{file} was truncated"):
-        reader.read(layout, torch.empty(layout.slot_bytes, dtype=torch.uint8))
+        reader.read(layout, allocate(layout.slot_bytes))
 
 
 def test_a_file_that_went_away_after_its_header_was_read_is_named(tmp_path: Path, reader: Reader) -> None:
     file, layout = checkpoint_and_layout(tmp_path, torch.float32)
     file.unlink()
     with pytest.raises(CheckpointError, match=rf"{file} could not be opened: No such file"):
-        reader.read(layout, torch.empty(layout.slot_bytes, dtype=torch.uint8))
+        reader.read(layout, allocate(layout.slot_bytes))
 
 
 def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path, reader: Reader) -> None:
@@ -280,13 +366,13 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path, reader: Reader
     file.unlink()
     file.mkdir()
     with pytest.raises(CheckpointError, match=rf"{file} could not be read: Is a directory"):
-        reader.read(layout, torch.empty(layout.slot_bytes, dtype=torch.uint8))
+        reader.read(layout, allocate(layout.slot_bytes))
 
 
 def test_a_reader_may_be_closed_twice_and_leaves_no_file_open(tmp_path: Path) -> None:
     file, layout = checkpoint_and_layout(tmp_path, torch.float32)
-    reader = Reader()
-    reader.read(layout, torch.empty(layout.slot_bytes, dtype=torch.uint8))
+    reader = Reader(largest_staging([layout]))
+    reader.read(layout, allocate(layout.slot_bytes))
     opened = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
     assert opened.count(file) == 1
     reader.close()
@@ -318,11 +404,12 @@ class TestBlockStore:
         expert, dense = layouts[Block(0, 0)].slot_bytes, layouts[Block(0)].slot_bytes
         assert store.nbytes == 2 * dense + 3 * expert + expert
 
+    @pytest.mark.parametrize("depth", [1, 2])
     def test_views_are_the_blocks_numbers_while_blocks_come_and_go(
-        self, layouts: dict[Block, BlockLayout], reader: Reader
+        self, layouts: dict[Block, BlockLayout], reader: Reader, depth: int
     ) -> None:
         sink = Sink()
-        lane = ThreadLane("disk", sink, time.monotonic)
+        lane = ThreadLane("disk", sink, time.monotonic, depth)
         resident = Block(0, 4)
         store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 2}, [resident], reader, lane)
         store.load_residents()
@@ -350,4 +437,30 @@ class TestBlockStore:
             for event in store.residency.arrival(Block(0, expert)):
                 event.wait()
             assert (store.views(Block(0, expert))["w"] == expert).all()
+        lane.close()
+
+    def test_slots_can_be_filled_past_the_lane_to_see_how_long_it_takes(
+        self, layouts: dict[Block, BlockLayout], reader: Reader
+    ) -> None:
+        sink = Sink()
+        lane = ThreadLane("disk", sink, time.monotonic)
+        store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 2}, [Block(0, 1)], reader, lane)
+        assert store.streamed_experts() == [Block(0, expert) for expert in (0, 2, 3, 4)]
+        assert store.fill_slots(iter(store.streamed_experts()[2:])) == 2 * 4 * 6 * 4
+        assert (layouts[Block(0, 3)].views_of(store.expert_slots()[0])["w"] == 3).all()
+        assert store.fill_slots(cycle([Block(0, 4)])) == 2 * 4 * 6 * 4
+        assert (layouts[Block(0, 4)].views_of(store.expert_slots()[0])["w"] == 4).all()
+        assert store.fill_slots(iter([])) == 0
+        lane.close()
+        assert not sink.spans
+        assert not store.residency.held()
+
+    def test_every_slot_and_resident_begins_on_a_page(self, layouts: dict[Block, BlockLayout], reader: Reader) -> None:
+        with_a_dense_resident = [Block(0), Block(0, 1), Block(0, 2)]
+        lane = ThreadLane("disk", Sink(), time.monotonic)
+        store = BlockStore(layouts, {SlotKind.EXPERT: 2}, with_a_dense_resident, reader, lane)
+        for expert in (3, 4):
+            store.residency.request(Block(0, expert))
+        for block in (*with_a_dense_resident, Block(0, 3), Block(0, 4)):
+            assert store.views(block)["w"].data_ptr() % PAGE == 0, "the only parameter lies at the block's beginning"
         lane.close()

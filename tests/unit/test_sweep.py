@@ -41,10 +41,15 @@ class Scenario:
     batches: tuple[Steps, ...]
     n: int
     policy: Policy
+    prompts: tuple[tuple[int, ...], ...] = ()  # tokens of each step that reads a piece of it; 7 in one by default
+    prefill_tokens: int = 1000
     dense_slots: int = 2
     expert_slots: int = 2
     residents: frozenset[Block] = frozenset()
     late: tuple[int, ...] = (0,)  # operations that the disk ends, or 0.1 ms that everyone takes, each time
+
+    def prompt(self, batch: int) -> tuple[int, ...]:
+        return self.prompts[batch] if self.prompts else (7,)
 
     @property
     def blocks(self) -> list[Block]:
@@ -59,6 +64,7 @@ class Story:
     reports: list[SweepReport] = field(default_factory=list)
     prefetch: PrefetchCount = field(default_factory=PrefetchCount)
     held: frozenset[Block] = frozenset()
+    under_way: int = 0
     sink: Sink = field(default_factory=Sink)
     batches: list[FakeBatch] = field(default_factory=list)
 
@@ -113,9 +119,14 @@ def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callab
         compute,
         CheckingWorker(store, story.log),
     )
-    story.batches = [FakeBatch(index, steps, visit) for index, steps in enumerate(scenario.batches)]
-    run_group(iter(story.batches), scenario.n, sweeper, compute, clock, on_sweep)
+    story.batches = [
+        FakeBatch(index, steps, visit, scenario.prompt(index)) for index, steps in enumerate(scenario.batches)
+    ]
+    run_group(iter(story.batches), scenario.n, scenario.prefill_tokens, sweeper, compute, clock, on_sweep)
     story.prefetch, story.held = sweeper.prefetch, store.residency.held()
+    story.under_way = sum(entry.what == "bring" for entry in story.log) - sum(
+        span.lane == "disk" for span in sink.spans
+    )
     return story
 
 
@@ -199,19 +210,27 @@ def check_moved_once(scenario: Scenario, story: Story) -> None:
 
 def check_group(scenario: Scenario, story: Story) -> None:
     """Batches come in order, stay without a break until they end, and leave no seat empty that could be filled."""
-    left = Counter({index: len(steps) for index, steps in enumerate(scenario.batches)})
+    taken: Counter[int] = Counter()  # steps of each batch
     assert len(story.reports) == len(story.groups())
     for index, (group, report) in enumerate(zip(story.groups(), story.reports, strict=True)):
-        unfinished = sorted(batch for batch, steps in left.items() if steps)
-        assert group == unfinished[: scenario.n]
-        firsts = [batch for batch in group if left[batch] == len(scenario.batches[batch])]
-        assert (report.index, report.batches, report.output_tokens) == (index, len(group), len(group))
-        assert report.cache_bytes == sum(10 * (len(scenario.batches[b]) - left[b] + 1) for b in group)
-        assert report.prefill_tokens == 7 * len(firsts)
-        assert report.decode_tokens == len(group) - len(firsts)
+        waiting = max([*taken, *group]) + 1
+        going = [batch for batch in range(waiting) if taken[batch] < len(scenario.batches[batch])]
+        assert group == going, "somebody left early, was overtaken, or came back"
+        assert 1 <= len(group) <= scenario.n
+        prefill = {
+            batch: scenario.prompt(batch)[taken[batch]] for batch in group if taken[batch] < len(scenario.prompt(batch))
+        }
+        assert sum(prefill.values()) <= scenario.prefill_tokens or len(prefill) == 1
+        if len(group) < scenario.n and waiting < len(scenario.batches):
+            assert prefill
+            assert sum(prefill.values()) + scenario.prompt(waiting)[0] > scenario.prefill_tokens
+        taken.update(group)
+        given = sum(taken[batch] >= len(scenario.prompt(batch)) for batch in group)
+        assert (report.index, report.batches, report.output_tokens) == (index, len(group), given)
+        assert report.cache_bytes == sum(10 * taken[batch] for batch in group)
+        assert (report.prefill_tokens, report.decode_tokens) == (sum(prefill.values()), len(group) - len(prefill))
         assert report.begin == (story.reports[index - 1].end if index else report.begin) <= report.end
-        left.subtract(group)
-    assert not any(left.values())
+    assert taken == {index: len(steps) for index, steps in enumerate(scenario.batches)}
     assert all(batch.is_finished for batch in story.batches)
 
 
@@ -221,6 +240,7 @@ def check_all(scenario: Scenario, story: Story) -> None:
     check_group(scenario, story)
     assert story.prefetch.used <= story.prefetch.requested
     assert not story.held
+    assert not story.under_way, "a slot was given back that is still being written to"
 
 
 # Schedules.
@@ -257,6 +277,13 @@ def routings(draw: st.DrawFn, batch: int, experts: tuple[int, ...]) -> Steps:
 
 
 @st.composite
+def prompts(draw: st.DrawFn, steps: int) -> tuple[int, ...]:
+    """A prompt that is read in pieces of one size, and what is left."""
+    size = draw(st.integers(1, 12))
+    return (size,) * draw(st.integers(0, steps - 1)) + (draw(st.integers(1, size)),)
+
+
+@st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     experts = tuple(draw(st.lists(st.sampled_from([0, 1, 2, 3, 5, 8]), min_size=1, max_size=4)))
     batches = tuple(draw(routings(batch, experts)) for batch in range(draw(st.integers(1, 5))))
@@ -266,6 +293,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         batches,
         n=draw(st.integers(1, 4)),
         policy=Policy(prefetch, draw(st.integers(1, 4)), on_demand, order),
+        prompts=tuple(draw(prompts(len(steps))) for steps in batches),
+        prefill_tokens=draw(st.sampled_from([1, 8, 15, 30, 1000])),
         dense_slots=draw(st.integers(1, 3)),
         expert_slots=draw(st.integers(1, 6)),
         late=tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))),
@@ -428,6 +457,27 @@ def test_a_batch_that_comes_in_shares_the_blocks_of_those_that_decode() -> None:
     assert len(positions(story.log, "expert", Block(0, 0))) == 3
 
 
+def test_prompts_come_in_as_they_fit_beside_what_decodes() -> None:
+    experts = (2,)
+    lengths = {0: (6,), 1: (5,), 2: (20, 20, 3), 3: (1,), 4: (9,)}
+    batches = tuple(constant([1, 1], experts, len(prompt) + 2) for prompt in lengths.values())
+    scenario = Scenario(experts, batches, 4, EAGER, prompts=tuple(lengths.values()), prefill_tokens=11)
+    story = play_late(scenario)
+    assert story.groups() == [[0, 1], [0, 1, 2], [0, 1, 2], [2, 3], [2, 3, 4], [2, 3, 4], [4]]
+    assert [report.prefill_tokens for report in story.reports] == [6 + 5, 20, 20, 3 + 1, 9, 0, 0]
+    assert [report.decode_tokens for report in story.reports] == [0, 2, 2, 0, 2, 3, 1]
+
+
+def test_what_is_on_its_way_for_nobody_is_waited_for_at_the_end() -> None:
+    """A wrong guess that was given back before it came, and after which nothing else had to come."""
+    experts = (1, 2)
+    residents = frozenset({Block(0), Block(0, 0), Block(1), Block(1, 0)})
+    scenario = Scenario(experts, (constant([1], experts, 1),), 1, EAGER, residents=residents)
+    story = play_late(scenario)
+    assert [entry.block for entry in story.log if entry.what == "bring"] == [Block(1, 1)]
+    assert not story.under_way
+
+
 def test_a_sweeper_that_was_closed_may_sweep_again() -> None:
     """Guesses for the sweep that did not come must not be taken for guesses of the next run."""
     log: list[Entry] = []
@@ -438,7 +488,7 @@ def test_a_sweeper_that_was_closed_may_sweep_again() -> None:
     sweeper = Sweeper((5,), policy, Popularity((5,)), store.residency, compute, CheckingWorker(store, log))
     for run in range(3):
         batch = FakeBatch(0, [[only(run + step, 5)] for step in range(3)], log.append)
-        run_group(iter([batch]), 1, sweeper, compute, ticks(), lambda report: None)
+        run_group(iter([batch]), 1, 100, sweeper, compute, ticks(), lambda report: None)
         assert batch.is_finished
         assert not store.residency.held()
     assert [entry.expert for entry in log if entry.what == "expert"] == [0, 1, 2, 1, 2, 3, 2, 3, 4]
@@ -490,7 +540,7 @@ def test_a_block_that_cannot_be_read_ends_the_sweep_with_the_disks_error(lost: B
     sweeper = Sweeper((2, 2), EAGER, Popularity((2, 2)), residency, compute, Worker())
     batch = FakeBatch(0, constant([1, 1], (2, 2), 1), lambda entry: None)
     with pytest.raises(LostError):
-        run_group(iter([batch]), 1, sweeper, compute, ticks(), lambda report: None)
+        run_group(iter([batch]), 1, 100, sweeper, compute, ticks(), lambda report: None)
     assert lost not in computed
     assert not batch.is_finished
 

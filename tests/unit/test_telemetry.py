@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klotski.core import DENSE, Compute, LaneName, Operation, Span, SweepReport
+from klotski.core import DENSE, Compute, LaneName, Operation, Request, Result, Span, SweepReport
 from klotski.errors import KlotskiError, OutputError
+from klotski.executors.account import Account
 from klotski.lanes import InlineLane, ThreadLane
+from klotski.pipeline import PrefetchCount
+from klotski.planner import ModelFacts
 from klotski.telemetry import Recorder, RunLog, SweepUse, Totals, summarize, write_trace
+from klotski.workload import Encoder
 from tests.engine import read_lines, run_engine
 from tests.unit.fakes import examples
 
 # From the design: other programs rely on these names.
 METRICS = [
     "status",
+    "error",
     "mode",
     "elapsed_time",
     "num_requests",
@@ -37,12 +43,16 @@ METRICS = [
     "tokens_per_second",
     "output_tokens_per_second",
     "prefill_seconds",
+    "prefill_rate",
+    "prefill_efficiency",
     "decode_seconds",
     "decode_tokens_per_second",
+    "num_sweeps",
     "bytes_moved",
     "lane_busy_seconds",
     "bubble_fraction",
     "bound",
+    "rates",
     "peak_memory",
     "prefetch",
     "plan",
@@ -193,6 +203,18 @@ def test_events_leave_out_what_is_at_its_default() -> None:
     assert recorder.bubble_seconds == 0.25
 
 
+def test_without_a_file_events_are_added_up_all_the_same() -> None:
+    recorder = Recorder(None)
+    recorder.span(Span("disk", Operation("dense", 2, nbytes=7), 0.5, 0.75))
+    recorder.bubble(Span("compute", Operation(Compute.ATTENTION, 2), 0.5, 0.75))
+    recorder.sweep(SweepReport(0, 0.0, 2.0, 1, 10, 0, 1, 400))
+    recorder.flush()
+    assert (recorder.busy_seconds, recorder.bytes_moved) == ({"disk": 0.25}, {"disk": 7})
+    assert recorder.bubble_seconds == 0.25
+    assert not recorder.is_writing
+    assert Recorder(lambda lines: None).is_writing
+
+
 def test_no_span_is_lost_or_written_twice_when_lanes_and_flushes_meet(tmp_path: Path) -> None:
     each = 300
     with RunLog(tmp_path) as log:
@@ -219,9 +241,8 @@ def test_no_span_is_lost_or_written_twice_when_lanes_and_flushes_meet(tmp_path: 
 # metrics.json
 
 
-def use(seconds: float, compute: float, disk: float, nbytes: int, tokens: int = 1, prefill: bool = False) -> SweepUse:
-    busy: dict[str, float] = {LaneName.COMPUTE: compute, LaneName.DISK: disk}
-    return SweepUse(seconds, busy, {LaneName.DISK: nbytes}, prefill, tokens)
+def use(seconds: float, nbytes: int, flops: int, tokens: int = 1, prefill: bool = False) -> SweepUse:
+    return SweepUse(seconds, {}, {LaneName.DISK: nbytes}, flops, prefill, tokens)
 
 
 def test_metrics_have_every_key_that_others_rely_on_even_of_a_run_that_never_began() -> None:
@@ -242,7 +263,8 @@ def test_metrics_add_up() -> None:
         output_tokens=10,
         prefetch_requested=8,
         prefetch_used=6,
-        sweeps=[use(4.0, 3.0, 1.0, 100, 2, prefill=True), use(2.0, 1.0, 2.0, 200, 4), use(2.0, 1.0, 2.0, 200, 4)],
+        sweeps=[use(4.0, 100, 3000, 2, prefill=True), use(2.0, 190, 1000, 4), use(2.0, 200, 1000, 4)],
+        rates={LaneName.DISK: 100.0, LaneName.COMPUTE: 1000.0},
     )
     metrics = summarize("ok", "measured", totals, recorder, None)
     expected = {
@@ -252,36 +274,141 @@ def test_metrics_add_up() -> None:
         "tokens_per_second": 5.0,
         "output_tokens_per_second": 1.25,
         "prefill_seconds": 4.0,
+        "prefill_rate": 750.0,
+        "prefill_efficiency": 0.75,
         "decode_seconds": 4.0,
         "decode_tokens_per_second": 2.0,
+        "num_sweeps": 3,
         "bubble_fraction": 0.125,
     }
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)
+    assert metrics["rates"] == {"disk": 100.0, "compute": 1000.0}
     assert metrics["prefetch"] == {"requested": 8, "used": 6, "hit_rate": 0.75}
-    # At 100 bytes a second the first sweep is bound by compute (3 s), the others by the disk (2 s each).
-    assert metrics["bound"] == {"resource": "disk", "seconds": 7.0, "efficiency": 0.875}
+    # At 100 bytes and 1000 operations a second the first sweep is bound by compute (3 s), the others by
+    # the disk (1.9 and 2 s).
+    assert metrics["bound"] == pytest.approx({"resource": "disk", "seconds": 6.9, "efficiency": 0.8625})
+
+
+AMOUNTS = st.integers(0, 10**15)
+RATES = st.dictionaries(st.sampled_from(LaneName), st.floats(1e-3, 1e15) | st.just(0.0))
 
 
 @given(
-    st.lists(
-        st.builds(
-            use,
-            seconds=st.floats(0.001, 100),
-            compute=st.floats(0, 100),
-            disk=st.floats(0, 100),
-            nbytes=st.integers(0, 10**12),
-            tokens=st.integers(0, 100),
-            prefill=st.booleans(),
-        )
-    )
+    st.lists(st.builds(use, st.floats(0.001, 100), AMOUNTS, AMOUNTS, st.integers(0, 100), st.booleans()), max_size=9),
+    RATES,
 )
 @examples(100)
-def test_no_run_is_faster_than_its_bound(sweeps: list[SweepUse]) -> None:
-    metrics = summarize("ok", "measured", Totals(sweeps=sweeps), Recorder(lambda lines: None), None)
-    assert 0 <= metrics["bound"]["efficiency"] <= 1 + 1e-9
-    assert metrics["bound"]["resource"] in (*LaneName, None)
+def test_the_bound_is_what_the_busier_resource_needs_in_each_sweep(
+    sweeps: list[SweepUse], rates: dict[str, float]
+) -> None:
+    metrics = summarize("ok", "measured", Totals(sweeps=sweeps, rates=rates), Recorder(lambda lines: None), None)
+    bound = metrics["bound"]
+    amounts: dict[str, list[int]] = {
+        LaneName.DISK: [sweep.nbytes[LaneName.DISK] for sweep in sweeps],
+        LaneName.COMPUTE: [sweep.flops for sweep in sweeps],
+    }
+    alone = {lane: sum(amounts[lane]) / rate for lane, rate in rates.items() if rate}
+    assert bound["seconds"] >= max(alone.values(), default=0.0) * (1 - 1e-9), "no resource works for less than its own"
+    assert bound["seconds"] <= sum(alone.values()) * (1 + 1e-9), "they work side by side"
+    assert bound["resource"] in ((*alone,) if bound["seconds"] else (None,))
+    assert bound["efficiency"] == pytest.approx(bound["seconds"] / metrics["elapsed_time"] if sweeps else 0.0)
     assert metrics["prefill_seconds"] + metrics["decode_seconds"] == pytest.approx(metrics["elapsed_time"])
     json.dumps(metrics, allow_nan=False)
+
+
+# What a run adds up to while it goes on.
+
+
+FACTS = ModelFacts(
+    fixed_bytes=0,
+    block_bytes={},
+    stored_bytes={},
+    expert_counts=[1],
+    top_k=1,
+    kv_bytes=0,
+    waiting_bytes=0,
+    workspace_bytes=0,
+    rows_bytes=0,
+    attention_bytes=0,
+    score_bytes=0,
+    logits_bytes=0,
+    staging_bytes=0,
+    dense_flops=10,
+    expert_flops=20,
+    head_flops=1000,
+)
+
+
+@pytest.fixture
+def totals() -> Totals:
+    return Totals()
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder(lambda lines: None)
+
+
+@pytest.fixture
+def account(tmp_path: Path, recorder: Recorder, totals: Totals) -> Iterator[Account]:
+    """Of two requests of at most 5 tokens."""
+    requests = [Request(str(number), (7,) * 3, 5, number) for number in range(2)]
+    with RunLog(tmp_path) as log, Account(requests, FACTS, Encoder(None, 9, None), log, recorder, totals) as account:
+        yield account
+
+
+def read(recorder: Recorder, nbytes: int, seconds: float) -> None:
+    recorder.span(Span(LaneName.DISK, Operation("expert", 0, nbytes=nbytes), 1.0, 1.0 + seconds))
+
+
+def test_what_was_read_before_the_first_sweep_belongs_to_none(
+    account: Account, recorder: Recorder, totals: Totals
+) -> None:
+    read(recorder, 1000, 3.0)
+    account.ready(10_000)
+    read(recorder, 200, 0.5)
+    read(recorder, 100, 0.25)
+    account.sweep(SweepReport(0, 4.0, 6.0, 2, 6, 1, 2, 400))
+    account.sweep(SweepReport(1, 6.0, 6.5, 2, 0, 2, 2, 440))
+    read(recorder, 50, 0.125)
+    account.sweep(SweepReport(2, 6.5, 7.0, 1, 0, 1, 0, 20))
+    assert [use.nbytes.get(LaneName.DISK) for use in totals.sweeps] == [300, 0, 50]
+    assert [use.busy.get(LaneName.DISK) for use in totals.sweeps] == pytest.approx([0.75, 0.0, 0.125])
+    assert [use.seconds for use in totals.sweeps] == [2.0, 0.5, 0.5]
+    assert [use.is_prefill for use in totals.sweeps] == [True, False, False]
+    assert recorder.bytes_moved[LaneName.DISK] == 1350
+
+
+def test_a_sweeps_arithmetic_is_that_of_its_tokens_and_of_the_head_for_those_that_were_given_one(
+    account: Account, totals: Totals
+) -> None:
+    account.ready(0)
+    account.sweep(SweepReport(0, 0.0, 1.0, 2, 6, 1, 2, 400))
+    account.sweep(SweepReport(1, 1.0, 2.0, 2, 0, 2, 2, 400))
+    assert [use.flops for use in totals.sweeps] == [7 * 30 + 2 * 1000, 2 * 30 + 2 * 1000]
+    assert totals.output_tokens == 4
+
+
+def test_the_peak_of_memory_is_what_lasts_and_the_largest_cache(account: Account, totals: Totals) -> None:
+    account.ready(10_000)
+    for index, cache in enumerate((400, 900, 100)):
+        account.sweep(SweepReport(index, index, index + 1.0, 1, 0, 1, 1, cache))
+    assert totals.peak_memory["device"] == 10_900
+    assert totals.peak_memory["process"] > 10**6
+
+
+def test_a_result_is_on_disk_and_in_the_totals_when_it_has_been_told(
+    tmp_path: Path, account: Account, totals: Totals
+) -> None:
+    account.result(Result(Request("1", (7,) * 3, 5, 1), (4, 2), "stop"))
+    assert [(line["id"], line["token_ids"]) for line in read_lines(tmp_path / "results.jsonl")] == [("1", [4, 2])]
+    assert (totals.num_requests, totals.prompt_tokens) == (1, 3)
+    account.sweeping(count := PrefetchCount(requested=3, used=1))
+    account.sweep(SweepReport(0, 0.0, 1.0, 1, 0, 1, 1, 0))
+    assert (totals.prefetch_requested, totals.prefetch_used) == (3, 1)
+    count.used = 2
+    account.sweep(SweepReport(1, 1.0, 2.0, 1, 0, 1, 1, 0))
+    assert totals.prefetch_used == 2
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,11 @@ def test_less_than_a_byte_is_refused(text: str) -> None:
         parse_size("hw.host_memory", text)
 
 
+def test_nothing_is_a_size_where_it_means_something() -> None:
+    assert parse_size("hw.runtime_memory", "0", least=0) == 0
+    assert parse_size("hw.runtime_memory", "auto", least=0) is None
+
+
 @given(st.integers(1, 10**12), st.sampled_from(sorted(UNITS)))
 @examples(200)
 def test_a_whole_number_of_any_unit_is_exact(count: int, unit: str) -> None:

@@ -1,0 +1,207 @@
+"""Experts over a whole group are what each module's own code computes, however the group is made up."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import nan
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers.models.aria.modeling_aria import AriaExperts
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts
+from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
+
+from klotski.model import experts as arithmetic
+from klotski.model.experts import ROWS, ExpertPhase, ExpertsCall, Workspace, workspace_bytes
+from tests.unit.fakes import examples
+
+KINDS: dict[str, Callable[[Any], nn.Module]] = {
+    "gated": MixtralExperts,
+    "transposed": AriaExperts,
+    "interleaved, transposed, with biases and a gate of its own": GptOssExperts,
+    "without a gate": NemotronHExperts,
+    "normed afterwards": MuseSparkExperts,
+}
+
+
+def make_experts(kind: str, count: int, hidden: int, inner: int, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Random experts, whose own code knows nothing of this package."""
+    config = SimpleNamespace(
+        num_local_experts=count,
+        n_routed_experts=count,
+        moe_num_experts=count,
+        hidden_size=hidden,
+        moe_hidden_size=hidden,
+        moe_latent_size=None,
+        intermediate_size=inner,
+        moe_intermediate_size=inner,
+        hidden_act="silu",
+        mlp_hidden_act="relu2",
+        swiglu_alpha=1.7,
+        swiglu_limit=0.5,
+        post_norm_eps=1e-5,
+        _experts_implementation="eager",
+    )
+    module = KINDS[kind](config)
+    generator = torch.Generator().manual_seed(count * hidden + inner)
+    for parameter in module.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / hidden**0.5
+    return module.to(dtype).requires_grad_(False)
+
+
+def views_of(module: nn.Module, expert: int) -> Mapping[str, torch.Tensor]:
+    return {name: parameter[expert] for name, parameter in module.named_parameters(recurse=False)}
+
+
+def make_call(module: nn.Module, tokens: int, count: int, top_k: int, hidden: int, favour: float) -> ExpertsCall:
+    """Random tokens, each with `top_k` experts; the lower ones are chosen more often the more they are favoured."""
+    generator = torch.Generator().manual_seed(tokens * count + top_k)
+    dtype = next(module.parameters()).dtype
+    scores = torch.rand((tokens, count), generator=generator) - favour * torch.arange(count)
+    weights, choices = scores.topk(top_k, dim=-1)
+    return ExpertsCall(
+        module, torch.randn((tokens, hidden), generator=generator).to(dtype), choices, weights.softmax(-1)
+    )
+
+
+def split(call: ExpertsCall, sizes: Sequence[int]) -> list[ExpertsCall]:
+    """One question as several, of so many tokens each and what is left."""
+    ends = [sum(sizes[: index + 1]) for index in range(len(sizes))]
+    ends = [end for end in ends if end < len(call.hidden)]
+    parts = zip(*(tensor.tensor_split(ends) for tensor in call[1:]), strict=True)
+    return [ExpertsCall(call.module, *part) for part in parts]
+
+
+def workspace(call: ExpertsCall, inner: int, spare: int = 0) -> Workspace:
+    """Full of what must not come out of it again."""
+    hidden, dtype = call.hidden.shape[1], call.hidden.dtype
+    space = Workspace(len(call.hidden) + spare, call.choices.shape[1], hidden, inner, dtype)
+    for memory in vars(space).values():
+        memory.fill_(nan)
+    return space
+
+
+def run(calls: Sequence[ExpertsCall], space: Workspace, order: Sequence[int]) -> torch.Tensor:
+    """The outputs of all calls, one after the other; experts in this order, those without tokens left out."""
+    phase = ExpertPhase(calls, space)
+    counts = [sum(each) for each in zip(*(call.counts(len(order)) for call in calls), strict=True)]
+    for expert in order:
+        if counts[expert]:
+            phase.compute(expert, views_of(calls[0].module, expert))
+    outputs = phase.outputs()
+    assert [output.shape for output in outputs] == [call.hidden.shape for call in calls]
+    return torch.cat(outputs)
+
+
+@contextmanager
+def pieces_of(rows: int, gated: int, summed: int) -> Iterator[None]:
+    """Work in smaller pieces than there is reason to, so that a few tokens are several of them."""
+    with patch.multiple(arithmetic, ROWS=rows, GATED=gated, SUMMED=summed):
+        yield
+
+
+PIECES = st.tuples(st.sampled_from([16, 32, ROWS]), st.sampled_from([5, 128]), st.sampled_from([3, 128]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(
+    data=st.data(),
+    tokens=st.one_of(st.integers(1, 40), st.integers(1, 200)),
+    count=st.integers(1, 6),
+    hidden=st.integers(1, 9),
+    inner=st.integers(1, 9),
+    favour=st.sampled_from([0.0, 0.1, 10.0]),
+    pieces=PIECES,
+)
+@examples(40)
+def test_a_group_gets_what_the_modules_own_code_computes(
+    kind: str,
+    data: st.DataObject,
+    tokens: int,
+    count: int,
+    hidden: int,
+    inner: int,
+    favour: float,
+    pieces: tuple[int, int, int],
+) -> None:
+    module = make_experts(kind, count, hidden, inner)
+    call = make_call(module, tokens, count, data.draw(st.integers(1, count)), hidden, favour)
+    sizes = data.draw(st.lists(st.integers(1, tokens), max_size=4))
+    order = data.draw(st.permutations(range(count)))
+    with pieces_of(*pieces):
+        outputs = run(split(call, sizes), workspace(call, 2 * inner, data.draw(st.integers(0, 20))), order)
+    expected = module(call.hidden, call.choices, call.weights)
+    torch.testing.assert_close(outputs, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), tokens=st.integers(1, 100), count=st.integers(1, 6), pieces=PIECES)
+@examples(20)
+def test_neither_the_batches_nor_the_order_of_experts_change_a_bit(
+    kind: str, data: st.DataObject, tokens: int, count: int, pieces: tuple[int, int, int]
+) -> None:
+    module = make_experts(kind, count, hidden=8, inner=12)
+    call = make_call(module, tokens, count, data.draw(st.integers(1, count)), 8, favour=0.1)
+    sizes = data.draw(st.lists(st.integers(1, tokens), max_size=4))
+    order = data.draw(st.permutations(range(count)))
+    with pieces_of(*pieces):
+        one = run([call], workspace(call, 24), range(count)).clone()
+        other = run(split(call, sizes), workspace(call, 24), order)
+    assert torch.equal(one, other)
+
+
+@given(st.lists(st.integers(1, 90), min_size=2, max_size=4))
+@examples(20)
+def test_one_phase_leaves_nothing_for_the_next(tokens: list[int]) -> None:
+    module = make_experts("gated", 4, hidden=8, inner=12)
+    calls = [make_call(module, each, 4, 2, 8, favour=0.1) for each in tokens]
+    shared = workspace(max(calls, key=lambda call: len(call.hidden)), 24)
+    for call in calls:
+        assert torch.equal(run([call], shared, range(4)), run([call], workspace(call, 24), range(4)))
+
+
+def test_more_tokens_than_one_product_takes_are_multiplied_in_several() -> None:
+    module = make_experts("gated", 3, hidden=8, inner=12)
+    call = make_call(module, 2 * ROWS + 37, 3, 2, 8, favour=10.0)  # every token chooses the first two
+    outputs = run([call], workspace(call, 24), [2, 1, 0])
+    torch.testing.assert_close(outputs, module(call.hidden, call.choices, call.weights), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bfloat16_a_group_is_as_near_to_the_truth_as_the_modules_own_code(kind: str) -> None:
+    module = make_experts(kind, 4, hidden=64, inner=48, dtype=torch.bfloat16)
+    call = make_call(module, 70, 4, 3, 64, favour=0.1)
+    outputs = run([call], workspace(call, 96), range(4)).float()
+    own = module(call.hidden, call.choices, call.weights).float()
+    truth = make_experts(kind, 4, hidden=64, inner=48)
+    for parameter, rounded in zip(truth.parameters(), module.parameters(), strict=True):
+        parameter.copy_(rounded)
+    expected = truth(call.hidden.float(), call.choices, call.weights)
+    assert (outputs - expected).norm() <= 1.2 * (own - expected).norm()
+
+
+def test_a_call_counts_the_tokens_of_each_expert() -> None:
+    choices = torch.tensor([[0, 3], [3, 1], [3, 0]])
+    call = ExpertsCall(nn.Identity(), torch.zeros(3, 2), choices, torch.ones(3, 2))
+    assert call.counts(5) == (2, 1, 0, 3, 0)
+
+
+@given(st.integers(1, 2000), st.integers(1, 8), st.integers(1, 64), st.integers(1, 64))
+@examples(50)
+def test_a_workspace_takes_what_it_says_and_its_products_are_bounded(
+    tokens: int, top_k: int, hidden: int, inner: int
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        space = Workspace(tokens, top_k, hidden, inner, dtype)
+        taken = sum(memory.nbytes for memory in vars(space).values())
+        assert taken == workspace_bytes(tokens, top_k, hidden, inner, dtype.itemsize)
+    assert len(space.gathered) <= ROWS
+    more = [workspace_bytes(10_000 + each, top_k, hidden, inner, 1) for each in range(3)]
+    assert more[2] - more[1] == more[1] - more[0] == (1 + top_k) * hidden, "beyond, a token costs what it brings"
