@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from klotski.core import Block
-from klotski.model import OpenModel, workspace_bytes
+from klotski.model import OpenModel, keeps_tokens, workspace_bytes
 from klotski.planner import ModelFacts
 from klotski.weights import IN_FLIGHT, BlockLayout
 
@@ -43,6 +43,7 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         attention_bytes=item * (4 * hidden + 8 * heads),
         score_bytes=(text.num_attention_heads * (item + 2 * FLOAT) if eager else 0) + item + 1,
         logits_bytes=3 * FLOAT * text.vocab_size,
+        reads_whole_prompts=not keeps_tokens(model.config),
         staging_bytes=IN_FLIGHT * model.staging,
         dense_flops=sum(flops(layout) for block, layout in model.layouts.items() if block.is_dense),
         expert_flops=top_k * sum(flops(model.layouts[Block(layer, 0)]) for layer in layers_with_experts(model)),

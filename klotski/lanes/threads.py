@@ -125,16 +125,18 @@ class ThreadLane(Lane):
             self._room.acquire()
             if self._closing and self._error is None:
                 self._error = LaneClosedError(f"the {self.name} lane was closed")
-            begin, pending = 0.0, None
-            if self._error is None:
-                try:
+            begin, pending, error = 0.0, None, self._error
+            try:
+                if error is None:
                     for event in item.after:
                         event.wait()
+                    error = self._error  # of another operation, meanwhile
+                if error is None:
                     begin = self._clock()
                     pending = item.run()
-                except BaseException as error:
-                    self._error = error
-            self._begun.put(_Begun(item.operation, begin, pending, self._error, item.completion))
+            except BaseException as raised:
+                error = self._error = raised
+            self._begun.put(_Begun(item.operation, begin, pending, error, item.completion))
         self._begun.put(None)
 
     def _end(self) -> None:

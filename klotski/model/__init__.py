@@ -1,6 +1,7 @@
 """The transformers model without weights, a batch as a coroutine, and expert arithmetic."""
 
 from klotski.model.batch import Decoding, GenerationBatch
+from klotski.model.cache import keeps_tokens
 from klotski.model.experts import ExpertPhase, Workspace, workspace_bytes
 from klotski.model.opening import OpenModel, open_model
 from klotski.model.shell import Shell
@@ -12,6 +13,7 @@ __all__ = [
     "OpenModel",
     "Shell",
     "Workspace",
+    "keeps_tokens",
     "open_model",
     "workspace_bytes",
 ]

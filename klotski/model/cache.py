@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from klotski.weights import allocate
 
-__all__ = ["make_cache"]
+__all__ = ["keeps_tokens", "make_cache"]
 
 
 def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
@@ -20,6 +20,14 @@ def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [ReservedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def keeps_tokens(config: PreTrainedConfig) -> bool:
+    """Whether every layer remembers tokens, rather than a state that they have left behind.
+
+    A state is computed over a prompt as a whole, padding masked: a prompt in pieces comes out different.
+    """
+    return all(isinstance(layer, DynamicLayer) for layer in make_cache(config, 0).layers)
 
 
 class ReservedLayer(DynamicLayer):

@@ -119,9 +119,8 @@ class Sweeper:
         for waiting in (self._demanded, self._dense, self._guesses, self._guessed):
             waiting.clear()
         for block in self._residency.held():
-            for arrival in self._residency.arrival(block):
-                arrival.wait()
             self._residency.release(block)
+        self._residency.wait_for_free_slots()
         self._residency.check_integrity()
 
     def _layer(self, layer: int, group: Sequence[Batch]) -> None:

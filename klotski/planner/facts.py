@@ -33,6 +33,7 @@ class ModelFacts:
     score_bytes: int
     logits_bytes: int  # of a sequence that is given a token
     staging_bytes: int  # of the reader's buffers
+    reads_whole_prompts: bool = False  # in one sweep; otherwise they may be cut into pieces
     dense_flops: int = 0  # of a token on its way through all layers, experts apart
     expert_flops: int = 0  # of a token in all experts that it chooses
     head_flops: int = 0  # of a sequence that is given a token

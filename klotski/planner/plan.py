@@ -51,6 +51,7 @@ class Plan:
     n_batches: int
     batch_size: int
     prefill_tokens: int  # of all prompts that go through the layers in one sweep, at most
+    tokens_in_flight: int  # that go through the layers in one sweep, at most
     budget: int
     budget_reason: str
     memory: dict[str, int]
@@ -59,11 +60,6 @@ class Plan:
     hot_experts: int
     residents: tuple[Block, ...]
     streamed_bytes: int  # that a sweep reads from disk: all blocks that do not stay, if it uses all
-
-    @property
-    def tokens_in_flight(self) -> int:
-        """Tokens that go through the layers in one sweep, at most."""
-        return self.prefill_tokens + self.n_batches * self.batch_size
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `plan.json`."""
@@ -107,6 +103,7 @@ def make_plan(facts: ModelFacts, demand: Demand, budget: Budget, wishes: Wishes)
         n_batches=best.n_batches,
         batch_size=best.batch_size,
         prefill_tokens=best.prefill_tokens,
+        tokens_in_flight=in_flight(demand, best),
         budget=budget.nbytes,
         budget_reason=budget.reason,
         memory=needed(facts, demand, budget, best) | {"residents": sum(facts.block_bytes[block] for block in stay)},
@@ -130,16 +127,17 @@ def candidates(facts: ModelFacts, demand: Demand, wishes: Wishes) -> Iterator[Ca
         if not wishes.n_batches and n > 1 and (n - 1) * size >= requests:
             continue  # the last batch would be empty
         prompts = demand.group(n, size).prompt_tokens
-        useful = [tokens for tokens in PREFILL_TOKENS if size <= tokens < prompts]
+        least = demand.group(1, size).prompt_tokens if facts.reads_whole_prompts else size
+        useful = [tokens for tokens in PREFILL_TOKENS if least <= tokens < prompts]
         largest = [prompts] if prompts <= PREFILL_TOKENS[0] else []
-        prefills = [max(size, wishes.prefill_tokens)] if wishes.prefill_tokens else [*largest, *useful] or [size]
+        prefills = [max(least, wishes.prefill_tokens)] if wishes.prefill_tokens else [*largest, *useful] or [least]
         yield from (Candidate(n, size, tokens, count) for tokens in prefills for count in slots)
 
 
 def needed(facts: ModelFacts, demand: Demand, budget: Budget, choice: Candidate) -> dict[str, int]:
     """Bytes by use, residents apart."""
     group = demand.group(choice.n_batches, choice.batch_size)
-    tokens = choice.prefill_tokens + group.sequences
+    tokens = in_flight(demand, choice)
     turn = min(choice.prefill_tokens, group.batch_size * group.longest)  # tokens of one batch's turn, at most
     return {
         "runtime": budget.runtime,
@@ -158,6 +156,11 @@ def needed(facts: ModelFacts, demand: Demand, budget: Budget, choice: Candidate)
             )
         ),
     }
+
+
+def in_flight(demand: Demand, choice: Candidate) -> int:
+    """Tokens that go through the layers in one sweep, at most: prompts, and one of each sequence that decodes."""
+    return choice.prefill_tokens + demand.group(choice.n_batches, choice.batch_size).sequences
 
 
 def choose_residents(facts: ModelFacts, room: int) -> Iterator[Block]:

@@ -93,6 +93,13 @@ class Residency:
         """Blocks that occupy a slot now; residents apart."""
         return frozenset(self._slots)
 
+    def wait_for_free_slots(self) -> None:
+        """Return when no free slot is still being filled or used."""
+        for free in self._free.values():
+            for _, events in free:
+                for event in events:
+                    event.wait()
+
     def check_integrity(self) -> None:
         """Assert that every slot is either free or holds exactly one block."""
         for kind, free in self._free.items():

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -376,3 +378,10 @@ def test_the_process_has_taken_what_it_takes_and_will_take_some_more() -> None:
     own = psutil.Process().memory_info().rss
     assert own * 0.9 < runtime_memory() < own * 1.1 + 500e6
     assert peak_memory() >= own * 0.9
+
+
+def test_a_process_that_a_larger_one_started_tells_its_own_peak() -> None:
+    large = b"\1" * 400_000_000
+    say = "from klotski.planner import peak_memory; print(peak_memory())"
+    said = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True).stdout
+    assert 1e6 < int(said) < len(large) / 2
