@@ -78,7 +78,6 @@ def run(composed: DictConfig, folder: Path) -> None:
     # OpenMP's threads would spin for their next piece of work, on the cores that the disk lane and
     # other programs need; asleep, they are back in microseconds. Has to be set before torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch's large results in huge pages: see weights/memory.py
     # Heavy imports come after Hydra has answered --help, --cfg and misspelt overrides.
     from klotski.executors import create
     from klotski.telemetry import Recorder, RunLog, Totals

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from klotski.core import Block
-from klotski.model import OpenModel, keeps_tokens, workspace_bytes
+from klotski.model import OpenModel, WorkspaceShape, keeps_tokens
 from klotski.planner import ModelFacts
 from klotski.weights import IN_FLIGHT, BlockLayout
 
-__all__ = ["expert_shape", "gather_facts"]
+__all__ = ["gather_facts", "workspace_shape"]
 
 INT = torch.int64.itemsize
 FLOAT = torch.float32.itemsize
@@ -20,12 +20,11 @@ def gather_facts(model: OpenModel) -> ModelFacts:
     """What the planner has to know of a model."""
     text: Any = model.config.get_text_config()
     item = model.shell.dtype.itemsize
-    top_k = model.shell.top_k
-    hidden, inner = expert_shape(model)
-    experts = max(model.shell.expert_counts)
+    shape = workspace_shape(model)
+    experts, top_k, hidden, _ = shape
     heads = text.num_attention_heads * (getattr(text, "head_dim", None) or hidden // text.num_attention_heads)
     eager = getattr(text, "_attn_implementation", None) == "eager"
-    workspace = {rows: workspace_bytes(rows, top_k, hidden, inner, item) for rows in (10_000, 10_001)}
+    workspace = {tokens: shape.nbytes(tokens, item) for tokens in (10_000, 10_001)}
     per_token = workspace[10_001] - workspace[10_000]  # where the rows inside an expert have reached their bound
     return ModelFacts(
         fixed_bytes=model.fixed.slot_bytes,
@@ -51,13 +50,14 @@ def gather_facts(model: OpenModel) -> ModelFacts:
     )
 
 
-def expert_shape(model: OpenModel) -> tuple[int, int]:
-    """The widths of a token outside of an expert and inside; gate and up lie side by side."""
+def workspace_shape(model: OpenModel) -> WorkspaceShape:
+    """What the memory of a group's expert phase follows from."""
     text: Any = model.config.get_text_config()
     layouts = [model.layouts[Block(layer, 0)] for layer in layers_with_experts(model)]
     matrices = [spec.shape for layout in layouts for _, spec in layout.views.values() if len(spec.shape) == 2]
     hidden = int(text.hidden_size)
-    return hidden, max(prod(shape) // hidden for shape in matrices)
+    inner = max(prod(shape) // hidden for shape in matrices)
+    return WorkspaceShape(max(model.shell.expert_counts), model.shell.top_k, hidden, inner)
 
 
 def layers_with_experts(model: OpenModel) -> list[int]:

@@ -1,13 +1,14 @@
 """What this machine reaches at what a run does: reading blocks, and multiplying matrices.
 
-Measured before the first sweep and after the last, for a fraction of a second each, with the
-run's own reader, files, slots and shapes; machines are shared, so the median of all is taken.
+Measured before the first sweep and after the last, with the run's own reader, files, slots and
+shapes. A rate is all work done divided by all time taken: machines are shared, and a run has its
+share of slow moments as the samples have theirs.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import cycle
-from statistics import median
+from typing import NamedTuple
 
 import torch
 
@@ -17,8 +18,15 @@ from klotski.weights import BlockStore
 
 __all__ = ["Rates"]
 
-ROUNDS = 3  # before the run, and again after it
-SECONDS = 0.25  # of one round of reading
+ROUNDS = 4  # before the run, and again after it; reading and multiplying take turns
+SECONDS = 0.25  # of each
+
+
+class Sample(NamedTuple):
+    """Work done, in bytes or operations, and the seconds that it took."""
+
+    work: int
+    seconds: float
 
 
 class Rates:
@@ -28,20 +36,20 @@ class Rates:
         self._blocks = cycle(store.streamed_experts())
         self._store = store
         self._space = workspace
-        self._samples: dict[str, list[float]] = {LaneName.DISK: [], LaneName.COMPUTE: []}
+        self._samples: dict[str, list[Sample]] = {LaneName.DISK: [], LaneName.COMPUTE: []}
 
     def measure(self) -> dict[str, float]:
-        """Take samples, and return the median of all so far. No sweep may be under way."""
+        """Take samples, and return the rates over all so far. No sweep may be under way."""
         with torch.inference_mode():
             for _ in range(ROUNDS):
                 self._samples[LaneName.DISK].append(self._reading())
                 self._samples[LaneName.COMPUTE].append(self._multiplying())
-        return {lane: median(samples) for lane, samples in self._samples.items()}
+        return {lane: rate_of(samples) for lane, samples in self._samples.items()}
 
-    def _reading(self) -> float:
-        return rate(lambda: self._store.fill_slots(self._blocks), SECONDS)
+    def _reading(self) -> Sample:
+        return sample(lambda: self._store.fill_slots(self._blocks), SECONDS)
 
-    def _multiplying(self) -> float:
+    def _multiplying(self) -> Sample:
         """The larger product of an expert, with one slot's bytes after the other: in a run, too, weights are new."""
         tokens, out = self._space.gathered, self._space.inside
         numbers = tokens.shape[1] * out.shape[1]
@@ -54,13 +62,19 @@ class Rates:
             return 2 * len(tokens) * numbers
 
         multiply()  # the first one makes its kernel
-        return rate(multiply, SECONDS)
+        return sample(multiply, SECONDS)
 
 
-def rate(work: Callable[[], int], seconds: float) -> float:
-    """What `work` returns, added up for so many seconds, a second."""
+def sample(work: Callable[[], int], seconds: float) -> Sample:
+    """What `work` returns, added up for so many seconds."""
     begin = time.perf_counter()
     done = 0
     while (elapsed := time.perf_counter() - begin) < seconds:
         done += work()
-    return done / elapsed
+    return Sample(done, elapsed)
+
+
+def rate_of(samples: Iterable[Sample]) -> float:
+    """Work a second over all samples; 0 where there was none to be done."""
+    done, seconds = map(sum, zip(*samples, strict=True))
+    return done / seconds

@@ -9,7 +9,7 @@ import torch
 from klotski.assets import BUNDLED, TINY
 from klotski.core import LaneName, Request
 from klotski.executors.account import Account
-from klotski.executors.facts import expert_shape, gather_facts
+from klotski.executors.facts import gather_facts, workspace_shape
 from klotski.executors.rates import Rates
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
@@ -135,7 +135,7 @@ def load_weights(model: OpenModel, plan: Plan, reader: Reader, disk: Lane) -> Bl
 def make_workspace(model: OpenModel, plan: Plan) -> Workspace:
     """Memory for the expert phase of the largest sweep."""
     with torch.inference_mode(mode=False):
-        return Workspace(plan.tokens_in_flight, model.shell.top_k, *expert_shape(model), model.shell.dtype)
+        return Workspace(workspace_shape(model), plan.tokens_in_flight, model.shell.dtype)
 
 
 def make_sweeper(

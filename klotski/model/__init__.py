@@ -2,7 +2,7 @@
 
 from klotski.model.batch import Decoding, GenerationBatch
 from klotski.model.cache import keeps_tokens
-from klotski.model.experts import ExpertPhase, Workspace, workspace_bytes
+from klotski.model.experts import ExpertPhase, Workspace, WorkspaceShape
 from klotski.model.opening import OpenModel, open_model
 from klotski.model.shell import Shell
 
@@ -13,7 +13,7 @@ __all__ = [
     "OpenModel",
     "Shell",
     "Workspace",
+    "WorkspaceShape",
     "keeps_tokens",
     "open_model",
-    "workspace_bytes",
 ]

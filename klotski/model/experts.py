@@ -7,28 +7,32 @@ does not depend on the order in which experts were computed, nor on how tokens w
 batches. The products themselves may: a matrix library picks its kernel by the number of rows, and
 the last bits follow the kernel.
 
+An expert's outputs begin at a multiple of `STEP` rows, so that products of rounded size need no
+copy to their place.
+
 Everything large lies in a `Workspace` that is allocated once: on a virtual machine, fresh memory
 costs more than the arithmetic of a small expert.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.functional import embedding_bag
 from transformers.integrations.moe import _default_apply_gate
 
 from klotski.weights import allocate
 
-__all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "workspace_bytes"]
+__all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "WorkspaceShape"]
 
 ROWS = 512  # tokens of one product; more are no faster
 STEP = 16  # a product has a multiple of so many rows: each number of rows has kernels of its own, of 0.6 MB
-GATED = 128  # rows whose gate is applied at a time: what comes between stays in the cache
-SUMMED = 16  # tokens whose outputs are summed at a time, likewise
+SUMMED = 512  # tokens whose outputs are summed at a time: what comes between stays in the cache
 
 Views = Mapping[str, torch.Tensor]
+Rows = TypeVar("Rows", int, torch.Tensor)
 
 
 class ExpertsCall(NamedTuple):
@@ -44,35 +48,40 @@ class ExpertsCall(NamedTuple):
         return tuple(self.choices.flatten().bincount(minlength=num_experts).tolist())
 
 
-def workspace_shapes(tokens: int, top_k: int, hidden: int, inner: int) -> dict[str, tuple[int, int]]:
-    """What a workspace consists of; see there."""
-    rows = min(ROWS, rounded(tokens))
-    return {
-        "tokens": (tokens, hidden),  # of the group
-        "outputs": (tokens * top_k, hidden),  # one for each token and choice, sorted by expert
-        "gathered": (rows, hidden),  # what goes into an expert
-        "result": (rows, hidden),  # what comes out
-        "inside": (rows, inner),
-        "gated": (rows, inner),  # at most; half of it where gate and up lie side by side
-    }
+class WorkspaceShape(NamedTuple):
+    """What the size of a workspace follows from.
 
+    `hidden`, `inner`: the widths of a token outside of an expert and inside (gate and up side by side).
+    """
 
-def workspace_bytes(tokens: int, top_k: int, hidden: int, inner: int, item: int) -> int:
-    """Bytes of a workspace for numbers of `item` bytes."""
-    return item * sum(prod(shape) for shape in workspace_shapes(tokens, top_k, hidden, inner).values())
+    experts: int  # of a layer, at most
+    top_k: int
+    hidden: int
+    inner: int
+
+    def parts(self, tokens: int) -> dict[str, tuple[int, int]]:
+        """The matrices, for groups of up to `tokens`."""
+        rows = min(ROWS, rounded(tokens))
+        choices = tokens * self.top_k
+        return {
+            "tokens": (tokens, self.hidden),  # of the group
+            "outputs": (choices + self.experts * (STEP - 1), self.hidden),  # of each token and choice, by expert
+            "gathered": (rows, self.hidden),  # what goes into an expert
+            "inside": (rows, self.inner),
+            "gated": (rows, self.inner),  # at most; half of it where gate and up lie side by side
+        }
+
+    def nbytes(self, tokens: int, item: int) -> int:
+        """Bytes of a workspace for numbers of `item` bytes."""
+        return item * sum(prod(shape) for shape in self.parts(tokens).values())
 
 
 class Workspace:
-    """Memory for one expert phase at a time.
+    """Memory for one expert phase at a time, of groups of up to `tokens`."""
 
-    `tokens`: of the largest group. `hidden`, `inner`: the widths of a token outside of an expert and
-    inside (gate and up side by side).
-    """
-
-    def __init__(self, tokens: int, top_k: int, hidden: int, inner: int, dtype: torch.dtype) -> None:
-        shapes = workspace_shapes(tokens, top_k, hidden, inner)
-        self.tokens, self.outputs, self.gathered, self.result, self.inside, self.gated = (
-            allocate(prod(shape) * dtype.itemsize).view(dtype).view(shape) for shape in shapes.values()
+    def __init__(self, shape: WorkspaceShape, tokens: int, dtype: torch.dtype) -> None:
+        self.tokens, self.outputs, self.gathered, self.inside, self.gated = (
+            allocate(prod(part) * dtype.itemsize).view(dtype).view(part) for part in shape.parts(tokens).values()
         )
 
 
@@ -89,29 +98,34 @@ class ExpertPhase:
         choices = torch.cat([call.choices for call in calls])
         experts, order = choices.flatten().sort(stable=True)
         self._tokens = order // choices.shape[1]  # whose output each is, sorted by expert
+        counts = experts.bincount()
+        ends = counts.cumsum(0)
+        starts = (rounded(counts).cumsum(0) - rounded(counts)).to(order.dtype)
+        places = starts[experts] + torch.arange(len(order), device=order.device) - (ends - counts)[experts]
         self._places = torch.empty_like(order)  # where the output of each token's choice is
-        self._places[order] = torch.arange(len(order), device=order.device)
-        self._bounds = torch.searchsorted(experts, torch.arange(int(experts[-1]) + 2, device=order.device)).tolist()
+        self._places[order] = places
+        self._places = self._places.view(choices.shape)
+        self._bounds = [0, *ends.tolist()]
+        self._starts = starts.tolist()
 
     def compute(self, expert: int, views: Views) -> None:
         """One expert over all of its tokens; `views` are its parameters by their own names."""
-        for begin, end in pieces(self._bounds[expert], self._bounds[expert + 1], ROWS):
+        first_token, last_token = self._bounds[expert : expert + 2]
+        place = self._starts[expert]
+        for begin, end in pieces(first_token, last_token, ROWS):
             count = end - begin
             torch.index_select(self._hidden, 0, self._tokens[begin:end], out=self._space.gathered[:count])
-            outputs = self._space.outputs[begin:end]
-            if rounded(count) == count:
-                expert_forward(self._module, views, self._space, outputs)
-            else:  # rows beyond hold what was there before; nobody looks at what becomes of them
-                expert_forward(self._module, views, self._space, self._space.result[: rounded(count)])
-                outputs.copy_(self._space.result[:count])
+            # Rows beyond hold what was there before; nobody looks at what becomes of them.
+            expert_forward(self._module, views, self._space, self._space.outputs[place : place + rounded(count)])
+            place += count
 
     def outputs(self) -> tuple[torch.Tensor, ...]:
         """The combined output [T, H] of each call, in order; good until the next phase begins."""
-        top_k = self._weights.shape[1]
+        outputs = self._space.outputs
         for begin, end in pieces(0, len(self._hidden), SUMMED):
-            outputs = self._space.outputs.index_select(0, self._places[begin * top_k : end * top_k])
-            weights = self._weights[begin:end].unsqueeze(-1)
-            self._hidden[begin:end] = (outputs.view(-1, top_k, outputs.shape[1]) * weights).sum(dim=1)
+            weights = self._weights[begin:end].to(outputs.dtype)
+            places = self._places[begin:end]
+            self._hidden[begin:end] = embedding_bag(places, outputs, mode="sum", per_sample_weights=weights)
         return torch.split(self._hidden, self._sizes)
 
 
@@ -120,7 +134,7 @@ def pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
     yield from ((start, min(start + size, end)) for start in range(begin, end, size))
 
 
-def rounded(rows: int) -> int:
+def rounded(rows: Rows) -> Rows:
     """Rows of the product for so many tokens."""
     return -(-rows // STEP) * STEP
 
@@ -133,8 +147,7 @@ def expert_forward(module: Any, views: Views, space: Workspace, out: torch.Tenso
     inside = first(space.inside, count, views[up].shape[-1 if module.is_transposed else 0])
     gated = first(space.gated, count, views["down_proj"].shape[-2 if module.is_transposed else -1])
     project(tokens, views[up], views.get(f"{up}_bias"), module.is_transposed, inside)
-    for begin, end in pieces(0, count, GATED):
-        apply_gate(module, inside[begin:end], gated[begin:end])
+    apply_gate(module, inside, gated)
     project(gated, views["down_proj"], views.get("down_proj_bias"), module.is_transposed, out)
     if getattr(module, "has_post_expert_norm", False):
         out.copy_(module.post_expert_norm(out))

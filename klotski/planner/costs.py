@@ -12,9 +12,11 @@ __all__ = ["BUSY_SLOTS", "group_seconds"]
 BUSY_SLOTS = 2  # for experts
 DISK = 2e9  # bytes a second
 ARITHMETIC = 4e11  # floating-point operations a second
-TURN = 1e-3  # seconds of a batch's turn in a layer, whatever its size
-STEP = 3e-4  # seconds of an expert's turn, likewise
+TURN = 4e-3  # seconds of a batch's turn in a layer, whatever its size
+STEP = 5e-4  # seconds of an expert's turn, likewise
 MEMORY = 2e10  # bytes of weights a second on their way into a product, however few its rows
+SHARED = 0.15  # of the time in which both go on, lost to each other: memory's bandwidth, and the cores themselves
+UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 
 
 def group_seconds(
@@ -32,12 +34,15 @@ def sweep_seconds(facts: ModelFacts, group: Group, tokens: float, expert_slots: 
     """Seconds of one sweep: the disk's or the arithmetic's, whichever takes longer.
 
     The disk idles while a layer's attention runs, once all slots are full. Two of them are no help:
-    one is being computed from, and one is being filled.
+    one is being computed from, and one is being filled. Neither takes equally long each time, so
+    that one waits for the other now and then: the more slots between them, the less.
     """
     batches = group.sequences / group.batch_size
     attention = tokens * facts.dense_flops / ARITHMETIC + batches * facts.num_layers * TURN
-    turn = STEP + facts.largest(dense=False) / MEMORY
-    experts = tokens * facts.expert_flops / ARITHMETIC + sum(facts.expert_counts) * turn
+    turn = STEP + facts.largest_expert / MEMORY
+    experts = tokens * facts.expert_flops / ARITHMETIC + facts.num_experts * turn
     arithmetic = attention + experts + group.sequences * facts.head_flops / ARITHMETIC
-    ahead = facts.num_layers * (expert_slots - BUSY_SLOTS) * facts.largest(dense=False) / DISK
-    return max(streamed / DISK + max(0.0, attention - ahead), arithmetic)
+    ahead = facts.num_layers * (expert_slots - BUSY_SLOTS) * facts.largest_expert / DISK
+    reading = streamed / DISK
+    lost = (SHARED + UNEVEN / (expert_slots - 1)) * min(reading, experts)
+    return max(reading + max(0.0, attention - ahead), arithmetic) + lost

@@ -52,9 +52,20 @@ class ModelFacts:
         """Operations of a sweep with so many tokens, and so many sequences that are given one."""
         return tokens * (self.dense_flops + self.expert_flops) + sampled * self.head_flops
 
-    def largest(self, *, dense: bool) -> int:
-        """The largest block of a kind."""
-        return max((size for block, size in self.block_bytes.items() if block.is_dense is dense), default=0)
+    @cached_property
+    def num_experts(self) -> int:
+        """Experts of all layers."""
+        return sum(self.expert_counts)
+
+    @cached_property
+    def largest_dense(self) -> int:
+        """Bytes of the largest dense part."""
+        return max((size for block, size in self.block_bytes.items() if block.is_dense), default=0)
+
+    @cached_property
+    def largest_expert(self) -> int:
+        """Bytes of the largest expert."""
+        return max((size for block, size in self.block_bytes.items() if not block.is_dense), default=0)
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from klotski.units import format_size
 
 __all__ = ["Budget", "Plan", "Wishes", "make_plan"]
 
-LARGEST_BATCH = 64  # sequences; beyond, more batches hide transfers better than larger ones
+LARGEST_BATCH = 128  # sequences; beyond, more batches hide transfers better than larger ones
 MOST_BATCHES = 16  # the paper's largest group has 15
 FEWEST_BATCHES = 4  # a workload of a few prompts is still cut into so many
-PREFILL_TOKENS = (4096, 2048, 1024, 512, 256, 128, 64)  # of one sweep; then 1 of each sequence
+PREFILL_TOKENS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128, 64)  # of one sweep; then 1 of each sequence
 DENSE_SLOTS = 2
-HEAP = 1.4  # bytes of the heap for each byte of an activation: what lies free between those in use
+WAITING_HEAP = 2.5  # bytes of the heap for each byte that waits in the middle of a layer: with what lies free between
+TURN_HEAP = 1.25  # likewise for each byte of the batch whose turn it is
 
 
 class Budget(NamedTuple):
@@ -122,7 +123,7 @@ def candidates(facts: ModelFacts, demand: Demand, wishes: Wishes) -> Iterator[Ca
     sizes = [wishes.batch_size] if wishes.batch_size else range(1, min(most, LARGEST_BATCH) + 1)
     counts = [wishes.n_batches] if wishes.n_batches else range(1, MOST_BATCHES + 1)
     experts = max(facts.expert_counts)
-    slots = sorted({BUSY_SLOTS + max(1, experts * part // 8) for part in (1, 2, 3, 4, 6)} | {BUSY_SLOTS})
+    slots = sorted({BUSY_SLOTS + -(-experts * part // 32) for part in (0, 1, 2, 4, 8, 12, 16, 24)})
     for n, size in product(counts, sizes):
         if not wishes.n_batches and n > 1 and (n - 1) * size >= requests:
             continue  # the last batch would be empty
@@ -143,17 +144,14 @@ def needed(facts: ModelFacts, demand: Demand, budget: Budget, choice: Candidate)
         "runtime": budget.runtime,
         "fixed": facts.fixed_bytes,
         "staging": facts.staging_bytes,
-        "dense_slots": DENSE_SLOTS * facts.largest(dense=True),
-        "expert_slots": choice.expert_slots * facts.largest(dense=False),
+        "dense_slots": DENSE_SLOTS * facts.largest_dense,
+        "expert_slots": choice.expert_slots * facts.largest_expert,
         "kv_cache": group.context_tokens * facts.kv_bytes,
         "workspace": tokens * facts.workspace_bytes + facts.rows_bytes,
         "activations": int(
-            HEAP
-            * (
-                tokens * facts.waiting_bytes
-                + max(turn, group.batch_size) * (facts.attention_bytes + group.longest * facts.score_bytes)
-                + group.batch_size * facts.logits_bytes
-            )
+            WAITING_HEAP * tokens * facts.waiting_bytes
+            + TURN_HEAP * max(turn, group.batch_size) * (facts.attention_bytes + group.longest * facts.score_bytes)
+            + TURN_HEAP * group.batch_size * facts.logits_bytes
         ),
     }
 
@@ -182,7 +180,7 @@ def too_small(need: int, choice: Candidate, budget: Budget, facts: ModelFacts) -
     # Rounded up, and never to the need itself: read back through a float, that may be a byte short.
     return BudgetError(
         f"hw.device_memory={format_size(budget.nbytes)} ({budget.reason}) is too small: {runtime}slots for the "
-        f"largest blocks ({format_size(facts.largest(dense=True))} and {format_size(facts.largest(dense=False))}), "
+        f"largest blocks ({format_size(facts.largest_dense)} and {format_size(facts.largest_expert)}), "
         f"what belongs to no layer, and {n} batch{'es' if n > 1 else ''} of {size} need {format_size(need)}; "
         f"set hw.device_memory={(need // 100_000 + 1) / 10}MB or more"
     )

@@ -18,7 +18,7 @@ from klotski.weights.memory import PAGE, whole_pages
 
 __all__ = ["REQUEST", "Copy", "ReadRequest", "Segment", "cut_requests"]
 
-REQUEST = 8 << 20  # bytes of the largest request; larger ones reach no more
+REQUEST = 16 << 20  # bytes of the largest request; larger ones reach no more
 
 
 class Segment(NamedTuple):

@@ -40,21 +40,24 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from klotski.weights.requests import REQUEST
+from tests.benchmarks.accelerate_baseline import PREPARED_FILE
 from tests.benchmarks.models import MODELS, folder_of, make
 
 LIMIT = "3GiB"
 BUDGET = "2950MiB"  # of the limit; the rest is the page cache's, for the interpreter's own files
 OUTPUTS = Path(__file__).parents[2] / "outputs"
 RUNS = OUTPUTS / "bench"
+RIVAL_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}  # see accelerate_baseline
 
 Figures = dict[str, float]
 
@@ -84,21 +87,26 @@ def lengths(requests: int, tokens_in: int, tokens_out: int) -> list[str]:
 
 def accelerate(model: str, batch_size: int, steps: int | None) -> dict[str, Any]:
     """What the rival's process says of one batch of 64 tokens in and 64 out."""
-    arguments = ["--model", str(folder_of(model)), "--batch-size", str(batch_size)]
+    program, prepared = "tests.benchmarks.accelerate_baseline", OUTPUTS / "bench-accelerate" / model
+    if not (prepared / PREPARED_FILE).exists():
+        command = [sys.executable, "-m", program, "prepare", "--model", str(folder_of(model))]
+        command += ["--prepared", str(prepared)]
+        subprocess.run(command, check=True)
+    arguments = ["run", "--prepared", str(prepared), "--batch-size", str(batch_size)]
     arguments += ["--input-tokens", "64", "--output-tokens", "64", *(["--steps", str(steps)] if steps else [])]
-    said = limited("-m", "tests.benchmarks.accelerate_baseline", *arguments)
+    said = limited("-m", program, *arguments, settings=RIVAL_SETTINGS)
     result: dict[str, Any] = json.loads(said.splitlines()[-1])
     return result
 
 
-def limited(*arguments: str) -> str:
+def limited(*arguments: str, settings: Mapping[str, str] = MappingProxyType({})) -> str:
     """What a Python process under the limit says on standard output.
 
     Raises:
         KilledError: it ended with another status than 0.
     """
     command = [sys.executable, "-m", "tests.benchmarks.limited", LIMIT, sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
     if done.returncode:
         raise KilledError(f"status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
     return done.stdout
@@ -108,7 +116,7 @@ def fio(model: str) -> float:
     """Bytes a second that fio reads of a checkpoint, in requests as large as ours, past the page cache."""
     shard = max(folder_of(model).glob("*.safetensors"), key=lambda file: file.stat().st_size)
     settings = {"name": "read", "filename": shard, "rw": "read", "bs": REQUEST, "direct": 1, "ioengine": "psync"}
-    settings |= {"runtime": 2, "time_based": 1, "readonly": 1, "output-format": "json"}
+    settings |= {"runtime": 2, "time_based": 1, "output-format": "json"}
     arguments = [f"--{key}={value}" for key, value in settings.items()]
     said = subprocess.run(["fio", *arguments], capture_output=True, text=True, check=True).stdout
     rate: float = json.loads(said)["jobs"][0]["read"]["bw_bytes"]

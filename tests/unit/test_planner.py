@@ -152,8 +152,8 @@ def test_an_accepted_plan_keeps_within_its_budget(question: Question, share: flo
     assert plan.memory["runtime"] == question.runtime
     assert plan.memory["fixed"] == facts.fixed_bytes
     assert plan.memory["staging"] == facts.staging_bytes
-    assert plan.memory["dense_slots"] == plan.dense_slots * facts.largest(dense=True)
-    assert plan.memory["expert_slots"] == plan.expert_slots * facts.largest(dense=False)
+    assert plan.memory["dense_slots"] == plan.dense_slots * facts.largest_dense
+    assert plan.memory["expert_slots"] == plan.expert_slots * facts.largest_expert
     group = demand.group(plan.n_batches, plan.batch_size)
     assert plan.memory["kv_cache"] == group.context_tokens * facts.kv_bytes
 
@@ -322,7 +322,7 @@ def test_prompts_go_in_at_once_where_there_is_memory_and_piece_by_piece_where_th
 
 
 def test_no_sweep_reads_more_of_a_prompt_than_a_bound_whatever_the_memory() -> None:
-    assert Question(model(), Demand([(3000, 10)] * 64)).plan(10**12).prefill_tokens <= 4096
+    assert Question(model(), Demand([(3000, 10)] * 64)).plan(10**12).prefill_tokens <= 16384
 
 
 def test_more_batches_than_there_are_requests_for_may_be_set() -> None:
@@ -363,7 +363,7 @@ def test_a_refusal_says_what_the_process_takes_by_itself() -> None:
 def test_weights_are_all_that_a_model_has() -> None:
     facts = model(experts=(2, 0))
     assert facts.weight_bytes == 2 * 1000 + 2 * 500
-    assert (facts.largest(dense=True), facts.largest(dense=False)) == (1000, 500)
+    assert (facts.largest_dense, facts.largest_expert) == (1000, 500)
     assert facts.flops(tokens=5, sampled=2) == 5 * 2000 + 2 * 1000
 
 
