@@ -28,6 +28,7 @@ __all__ = [
     "ExecutorConfig",
     "HwConfig",
     "JsonlWorkload",
+    "LoadFormat",
     "ModelConfig",
     "PipelineConfig",
     "PlacementConfig",
@@ -37,6 +38,13 @@ __all__ = [
     "load",
     "register",
 ]
+
+
+class LoadFormat(Enum):
+    """What weights are made from."""
+
+    safetensors = "safetensors"
+    dummy = "dummy"
 
 
 class DType(Enum):
@@ -56,6 +64,8 @@ class ModelConfig:
     path: str = MISSING
     """A folder in the Hub's layout, a hub id, or `bundled` for the model in the package."""
     dtype: DType = DType.auto
+    load_format: LoadFormat = LoadFormat.safetensors
+    """`dummy` makes random weights up, of a model of which only the config is there; all of them have to fit."""
     auto_device_memory: str = "auto"
     """What `hw.device_memory=auto` means for the bundled model, beside `hw.runtime_memory`."""
 

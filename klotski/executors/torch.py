@@ -16,10 +16,19 @@ from klotski.lanes import InlineLane, Lane, ThreadLane
 from klotski.model import Decoding, GenerationBatch, OpenModel, Workspace, open_model
 from klotski.pipeline import Policy, Popularity, Sweeper, run_group
 from klotski.planner import Budget, Demand, ModelFacts, Plan, Wishes, free_memory, make_plan, runtime_memory
-from klotski.schema import DType, RunConfig, SyntheticWorkload
+from klotski.schema import DType, LoadFormat, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count, parse_size
-from klotski.weights import BlockStore, Reader, SlotKind, allocate, keep_small_memory, resolve
+from klotski.weights import (
+    BlockStore,
+    DummyReader,
+    Reader,
+    SlotKind,
+    Source,
+    allocate,
+    keep_small_memory,
+    resolve,
+)
 from klotski.workload import Encoder, cut_batches, in_batch_order, load_requests
 
 __all__ = ["TorchExecutor"]
@@ -42,8 +51,9 @@ class TorchExecutor:
         keep_small_memory()
         if config.hw.host_memory != "auto":
             logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
-        folder = TINY if config.model.path == BUNDLED else resolve(config.model.path)
-        model = open_model(folder, DTYPES[config.model.dtype])
+        is_dummy = config.model.load_format is LoadFormat.dummy
+        folder = TINY if config.model.path == BUNDLED else resolve(config.model.path, with_weights=not is_dummy)
+        model = open_model(folder, DTYPES[config.model.dtype], is_dummy=is_dummy)
         encoder = Encoder(model.tokenizer, model.config.get_text_config().vocab_size, model.context)
         requests = load_requests(config.workload, encoder, log.error)
         if log.num_errors:
@@ -56,11 +66,11 @@ class TorchExecutor:
         with ExitStack() as stack, torch.inference_mode():
             account = stack.enter_context(Account(requests, facts, encoder, log, recorder, totals))
             compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
-            reader = Reader(model.staging)
-            stack.callback(reader.close)  # after the lane that reads with it
+            source: Source = DummyReader() if is_dummy else Reader(model.staging)
+            stack.callback(source.close)  # after the lane that reads with it
             disk = ThreadLane(LaneName.DISK, recorder, log.clock, depth=2)
             stack.callback(disk.close)
-            store = load_weights(model, plan, reader, disk)
+            store = load_weights(model, plan, source, disk)
             workspace = make_workspace(model, plan)
             rates = Rates(store, workspace)
             totals.rates = rates.measure()
@@ -92,6 +102,7 @@ def plan_run(config: RunConfig, facts: ModelFacts, requests: Sequence[Request]) 
         parse_count("pipeline.hot_experts", config.pipeline.hot_experts),
         parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens),
         config.placement.residents,
+        config.model.load_format is LoadFormat.dummy,
     )
     lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
     return make_plan(facts, Demand(lengths), budget, wishes)
@@ -120,13 +131,13 @@ def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int)
     )
 
 
-def load_weights(model: OpenModel, plan: Plan, reader: Reader, disk: Lane) -> BlockStore:
+def load_weights(model: OpenModel, plan: Plan, source: Source, disk: Lane) -> BlockStore:
     """Allocate all that was planned for weights, and read what stays for the whole run."""
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     with torch.inference_mode(mode=False):  # slots are written by another thread, outside of it
-        store = BlockStore(model.layouts, slots, plan.residents, reader, disk)
+        store = BlockStore(model.layouts, slots, plan.residents, source, disk)
         fixed = allocate(model.fixed.slot_bytes)
-    reader.read(model.fixed, fixed)
+    source.read(model.fixed, fixed)
     model.shell.bind(model.fixed.views_of(fixed))
     store.load_residents()
     return store

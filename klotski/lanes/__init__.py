@@ -1,6 +1,6 @@
 """Lanes: what works through operations in order, and the clock they share."""
 
-from klotski.lanes.base import Clock, Event, Lane, SpanSink
+from klotski.lanes.base import Clock, Event, Lane, Pending, SpanSink
 from klotski.lanes.threads import InlineLane, ThreadLane
 
-__all__ = ["Clock", "Event", "InlineLane", "Lane", "SpanSink", "ThreadLane"]
+__all__ = ["Clock", "Event", "InlineLane", "Lane", "Pending", "SpanSink", "ThreadLane"]

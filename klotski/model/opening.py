@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from klotski.core import FIXED, Block
 from klotski.model.naming import locate
 from klotski.model.shell import Shell, read_config
-from klotski.weights import BlockLayout, Checkpoint, largest_staging, lay_out
+from klotski.weights import BlockLayout, Checkpoint, largest_staging, lay_out, lay_out_dummy
 
 __all__ = ["OpenModel", "open_model"]
 
@@ -39,18 +39,24 @@ class OpenModel:
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
 
-def open_model(folder: Path, dtype: torch.dtype | None) -> OpenModel:
+def open_model(folder: Path, dtype: torch.dtype | None, *, is_dummy: bool = False) -> OpenModel:
     """Open a checkpoint to be computed in `dtype` (None: the checkpoint's own).
+
+    Of a dummy only the config is looked at: its layouts have no files.
 
     Raises:
         CheckpointError: a file is missing or damaged.
         ModelError: the model is not one that can be streamed.
     """
     config = read_config(folder)
-    checkpoint = Checkpoint(folder)
-    shell = Shell(config, dtype or stored_dtype(config, checkpoint))
-    parts = locate(shell, checkpoint)
-    layouts = {block: lay_out(block, specs, parts, checkpoint) for block, specs in shell.specs.items()}
+    if is_dummy:
+        shell = Shell(config, dtype or said_dtype(config) or torch.bfloat16)
+        layouts = {block: lay_out_dummy(block, specs) for block, specs in shell.specs.items()}
+    else:
+        checkpoint = Checkpoint(folder)
+        shell = Shell(config, dtype or said_dtype(config) or commonest_dtype(checkpoint))
+        parts = locate(shell, checkpoint)
+        layouts = {block: lay_out(block, specs, parts, checkpoint) for block, specs in shell.specs.items()}
     stop_ids = read_stop_ids(folder, config)
     text = config.get_text_config()
     pad_id = next(token for token in (getattr(text, "pad_token_id", None), *stop_ids, 0) if token is not None)
@@ -58,11 +64,14 @@ def open_model(folder: Path, dtype: torch.dtype | None) -> OpenModel:
     return OpenModel(folder, config, shell, fixed, layouts, read_tokenizer(folder), stop_ids, pad_id)
 
 
-def stored_dtype(config: PreTrainedConfig, checkpoint: Checkpoint) -> torch.dtype:
-    """What the checkpoint says that it is in, or else what most of its bytes are in."""
+def said_dtype(config: PreTrainedConfig) -> torch.dtype | None:
+    """What the config says that the weights are in."""
     said = config.dtype or getattr(config.get_text_config(), "dtype", None)
-    if isinstance(said, torch.dtype):
-        return said
+    return said if isinstance(said, torch.dtype) else None
+
+
+def commonest_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """What most of the checkpoint's bytes are in."""
     weight: dict[torch.dtype, int] = {}
     for tensor in checkpoint.tensors.values():
         weight[tensor.dtype] = weight.get(tensor.dtype, 0) + tensor.nbytes

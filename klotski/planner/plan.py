@@ -43,6 +43,7 @@ class Wishes(NamedTuple):
     hot_experts: int | None = None
     prefill_tokens: int | None = None
     residents: Residents = Residents.greedy
+    all_stay: bool = False  # there is nothing to stream from
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,23 @@ def make_plan(facts: ModelFacts, demand: Demand, budget: Budget, wishes: Wishes)
     """
     choices = list(candidates(facts, demand, wishes))
     needs = {choice: sum(needed(facts, demand, budget, choice).values()) for choice in choices}
-    fitting = [choice for choice in choices if needs[choice] <= budget.nbytes]
+    weights = facts.weight_bytes if wishes.all_stay else 0
+    fitting = [choice for choice in choices if needs[choice] + weights <= budget.nbytes]
     if not fitting:
-        raise too_small(*min((need, choice) for choice, need in needs.items()), budget, facts)
+        need, least = min((need, choice) for choice, need in needs.items())
+        raise too_small(need, least, budget, facts, weights)
+
+    keeps_blocks = wishes.all_stay or wishes.residents is Residents.greedy
 
     def seconds(choice: Candidate) -> float:
-        left = budget.nbytes - needs[choice] if wishes.residents is Residents.greedy else 0
+        left = budget.nbytes - needs[choice] if keeps_blocks else 0
         streamed = max(0, facts.weight_bytes - left)
         group = demand.group(choice.n_batches, choice.batch_size)
         return group_seconds(facts, demand, group, choice.prefill_tokens, choice.expert_slots, streamed)
 
     best = min(fitting, key=lambda choice: (seconds(choice), choice))
     left = budget.nbytes - needs[best]
-    stay = tuple(choose_residents(facts, left)) if wishes.residents is Residents.greedy else ()
+    stay = tuple(choose_residents(facts, left)) if keeps_blocks else ()
     streamed = facts.stored_bytes.keys() - set(stay)
     return Plan(
         n_batches=best.n_batches,
@@ -173,13 +178,15 @@ def choose_residents(facts: ModelFacts, room: int) -> Iterator[Block]:
             yield block
 
 
-def too_small(need: int, choice: Candidate, budget: Budget, facts: ModelFacts) -> BudgetError:
-    """The refusal, with a budget that would do."""
+def too_small(need: int, choice: Candidate, budget: Budget, facts: ModelFacts, weights: int) -> BudgetError:
+    """The refusal, with a budget that would do. `weights`: bytes of those that have to stay."""
+    need += weights
     n, size = choice.n_batches, choice.batch_size
     runtime = f"the interpreter and torch ({format_size(budget.runtime)}), " if budget.runtime else ""
+    stay = f"weights that have no file to be streamed from ({format_size(weights)}), " if weights else ""
     # Rounded up, and never to the need itself: read back through a float, that may be a byte short.
     return BudgetError(
-        f"hw.device_memory={format_size(budget.nbytes)} ({budget.reason}) is too small: {runtime}slots for the "
+        f"hw.device_memory={format_size(budget.nbytes)} ({budget.reason}) is too small: {runtime}{stay}slots for the "
         f"largest blocks ({format_size(facts.largest_dense)} and {format_size(facts.largest_expert)}), "
         f"what belongs to no layer, and {n} batch{'es' if n > 1 else ''} of {size} need {format_size(need)}; "
         f"set hw.device_memory={(need // 100_000 + 1) / 10}MB or more"

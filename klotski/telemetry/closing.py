@@ -15,6 +15,7 @@ def print_summary(metrics: dict[str, Any], num_errors: int, folder: Path) -> Non
     """A short table on standard output, and where the files are."""
     bound = metrics["bound"]
     moved = ", ".join(f"{format_size(count)} by {lane}" for lane, count in metrics["bytes_moved"].items())
+    moved = moved or "nothing"
     rows = {
         "requests": f"{metrics['num_requests']} done" + (f", {num_errors} refused" if num_errors else ""),
         "output": f"{metrics['output_tokens']} tokens in {metrics['elapsed_time']:.1f} s, "

@@ -1,26 +1,30 @@
 """Blocks: where they lie in safetensors files, the slots they are read into, and which are here."""
 
 from klotski.weights.checkpoint import Checkpoint, resolve
+from klotski.weights.dummy import DummyReader, lay_out_dummy
 from klotski.weights.layout import BlockLayout, ParameterSpec, Part, lay_out
 from klotski.weights.memory import allocate, keep_small_memory
 from klotski.weights.reader import IN_FLIGHT, Reader, largest_staging
 from klotski.weights.residency import Residency, SlotKind
-from klotski.weights.store import BlockStore, slot_sizes
+from klotski.weights.store import BlockStore, Source, slot_sizes
 
 __all__ = [
     "IN_FLIGHT",
     "BlockLayout",
     "BlockStore",
     "Checkpoint",
+    "DummyReader",
     "ParameterSpec",
     "Part",
     "Reader",
     "Residency",
     "SlotKind",
+    "Source",
     "allocate",
     "keep_small_memory",
     "largest_staging",
     "lay_out",
+    "lay_out_dummy",
     "resolve",
     "slot_sizes",
 ]

@@ -11,6 +11,7 @@ __all__ = ["Checkpoint", "StoredTensor", "resolve"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+TEXTS = ("*.json", "*.model", "*.txt", "*.jinja")  # all that is not weights
 
 
 class Checkpoint:
@@ -56,7 +57,7 @@ def read_shards(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def resolve(path: str) -> Path:
+def resolve(path: str, *, with_weights: bool = True) -> Path:
     """The folder of a checkpoint: a local folder, or a hub id's snapshot in the Hub's cache.
 
     Raises:
@@ -69,7 +70,7 @@ def resolve(path: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(path, allow_patterns=[*TEXTS, *(["*.safetensors"] if with_weights else [])]))
     except HFValidationError as error:
         raise CheckpointError(f"model.path={path} is neither a folder nor a hub id") from error
     except Exception as error:  # the Hub's client raises whatever its transport does

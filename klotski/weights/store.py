@@ -1,17 +1,30 @@
 """The memory behind the slots: allocated once, filled by a lane, seen as parameters."""
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Protocol
 
 import torch
 
 from klotski.core import Block, Operation
-from klotski.lanes import Event, Lane
+from klotski.lanes import Event, Lane, Pending
 from klotski.weights.layout import BlockLayout
 from klotski.weights.memory import allocate
-from klotski.weights.reader import Reader
 from klotski.weights.residency import Residency, SlotKind
 
-__all__ = ["BlockStore", "slot_sizes"]
+__all__ = ["BlockStore", "Source", "slot_sizes"]
+
+
+class Source(Protocol):
+    """Where blocks come from; see `Reader`."""
+
+    def start(self, layout: BlockLayout, slot: torch.Tensor) -> Pending:
+        """Begin to fill a slot with a block."""
+
+    def read(self, layout: BlockLayout, slot: torch.Tensor) -> None:
+        """Fill a slot with a block."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
 
 
 class BlockStore:
@@ -26,11 +39,11 @@ class BlockStore:
         layouts: Mapping[Block, BlockLayout],
         slots: Mapping[SlotKind, int],
         residents: Collection[Block],
-        reader: Reader,
+        source: Source,
         lane: Lane,
     ) -> None:
         self._layouts = layouts
-        self._reader = reader
+        self._source = source
         self._lane = lane
         self._slot_bytes = slot_sizes(layouts)
         self._slots = {
@@ -62,7 +75,7 @@ class BlockStore:
         """
         layouts = [self._layouts[block] for block, _ in zip(blocks, self._slots[SlotKind.EXPERT], strict=False)]
         slots = self._slots[SlotKind.EXPERT]
-        readings = [self._reader.start(layout, slot) for layout, slot in zip(layouts, slots, strict=False)]
+        readings = [self._source.start(layout, slot) for layout, slot in zip(layouts, slots, strict=False)]
         for reading in readings:
             reading.wait()
         return sum(layout.disk_bytes for layout in layouts)
@@ -84,7 +97,7 @@ class BlockStore:
     def _read(self, block: Block, memory: torch.Tensor, after: Collection[Event]) -> Event:
         layout = self._layouts[block]
         operation = Operation(SlotKind.of(block), block.layer, block.expert, nbytes=layout.disk_bytes)
-        return self._lane.submit(operation, lambda: self._reader.start(layout, memory), tuple(after))
+        return self._lane.submit(operation, lambda: self._source.start(layout, memory), tuple(after))
 
 
 def slot_sizes(layouts: Mapping[Block, BlockLayout]) -> dict[SlotKind, int]:

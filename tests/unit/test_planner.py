@@ -64,7 +64,7 @@ class Question:
     def seconds(self, plan: Plan) -> float:
         """What a request is expected to take, if what is left could be filled to the last byte."""
         used = sum(size for use, size in plan.memory.items() if use != "residents")
-        left = plan.budget - used if self.wishes.residents is Residents.greedy else 0
+        left = plan.budget - used if plan.residents or self.wishes.residents is Residents.greedy else 0
         streamed = max(0, self.facts.weight_bytes - left)
         group = self.demand.group(plan.n_batches, plan.batch_size)
         return group_seconds(self.facts, self.demand, group, plan.prefill_tokens, plan.expert_slots, streamed)
@@ -132,6 +132,7 @@ WISHES = st.builds(
     st.none() | st.integers(1, 9),
     st.none() | st.integers(1, 20) | st.integers(1, 200),
     st.sampled_from(Residents),
+    st.booleans(),
 )
 QUESTIONS = st.builds(Question, models(), DEMANDS, WISHES, st.sampled_from([0, 12_345, 300_000_000]))
 SHARES = st.one_of(st.floats(0, 1.2), st.floats(0, 0.1))
@@ -181,7 +182,9 @@ def test_residents_are_blocks_of_the_model_and_fit_into_what_is_left(question: Q
     assert set(plan.residents) <= set(sizes)
     assert plan.memory["residents"] == sum(sizes[block] for block in plan.residents)
     assert plan.streamed_bytes == sum(facts.stored_bytes[block] for block in sizes if block not in plan.residents)
-    if question.wishes.residents is Residents.none:
+    if question.wishes.all_stay:
+        assert set(plan.residents) == set(sizes)
+    elif question.wishes.residents is Residents.none:
         assert not plan.residents
     else:
         left = plan.budget - sum(plan.memory.values())
