@@ -21,7 +21,7 @@ is bound by arithmetic. One sequence at a time, a token costs all those bytes: s
 What this machine of two cores cannot show, reasoned through:
 
 - Several NVMe drives (4 x 7 GB/s). A sweep of 5 GB would take 0.2 s of reading, for which one thread
-  with requests of 8 MB is too few: two or four of them, each on a share of the requests, need no other
+  with requests of 16 MB is too few: two or four of them, each on a share of the requests, need no other
   change, since a block's requests are independent. The arithmetic then binds from 70 sequences on, so
   n and KV memory may shrink, and the time of the interpreter for each operation (0.1 ms, 640 small
   experts: 64 ms of the 200) is what has to go: several small experts in one operation, gathered at once.
