@@ -33,9 +33,9 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         expert_counts=model.shell.expert_counts,
         top_k=top_k,
         kv_bytes=len(model.shell.layers) * kv_numbers(text) * item,
-        # Residual, normed input, what an output is added to; the router's logits and probabilities; choices,
-        # their weights, and how they are sorted.
-        waiting_bytes=3 * item * hidden + experts * (item + 2 * FLOAT) + top_k * (4 * INT + 2 * FLOAT),
+        # The model's input, which its code holds on to; residual, normed input, what an output is added to; the
+        # router's logits and probabilities; choices, their weights, and how they are sorted.
+        waiting_bytes=4 * item * hidden + experts * (item + 2 * FLOAT) + top_k * (4 * INT + 2 * FLOAT),
         workspace_bytes=per_token,
         rows_bytes=workspace[10_000] - 10_000 * per_token,
         # Queries, keys and values, before and after they are turned; the output, before and after its projection.

@@ -179,8 +179,9 @@ def random_workloads(model: str, options: argparse.Namespace) -> Figures:
         budget = rng.randrange(900, 2950)
         workload = lengths(rng.randrange(1, 97), rng.randrange(1, 300), rng.randrange(1, 7))
         try:
-            metrics = klotski(model, *workload, f"workload.seed={rng.randrange(1000)}", budget=f"{budget}MiB")
+            metrics = klotski(model, *workload, budget=f"{budget}MiB")
             peaks.append(metrics["peak_memory"]["process"] / (budget << 20))
+            print(f"{workload} within {budget} MiB: {peaks[-1]:.3f} of it", file=sys.stderr, flush=True)
         except KilledError as error:
             if "is too small" not in str(error):
                 raise
