@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import torch
 
 from klotski.assets import BUNDLED, TINY
-from klotski.core import LaneName, Request
+from klotski.core import LaneName, Request, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.facts import gather_facts, workspace_shape
 from klotski.executors.rates import Rates
@@ -28,6 +28,7 @@ from klotski.weights import (
     allocate,
     keep_small_memory,
     resolve,
+    return_free_memory,
 )
 from klotski.workload import Encoder, cut_batches, in_batch_order, load_requests
 
@@ -78,7 +79,13 @@ class TorchExecutor:
             sweeper = make_sweeper(config, model, plan, store, workspace, compute)
             account.sweeping(sweeper.prefetch)
             batches = make_batches(config, model, plan, cut_batches(requests, plan.batch_size), account)
-            run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, account.sweep)
+
+            def swept(report: SweepReport) -> None:
+                account.sweep(report)
+                if report.prefill_tokens:
+                    return_free_memory()
+
+            run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, swept)
             totals.rates = rates.measure()
 
 

@@ -22,22 +22,27 @@ UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 def group_seconds(
     facts: ModelFacts, demand: Demand, group: Group, prefill_tokens: int, expert_slots: int, streamed: float
 ) -> float:
-    """Seconds for a request of a group: its share of the group's prefill and decoding."""
+    """Seconds for a request of a group: its share of the group's prefill and decoding.
+
+    One batch reads its prompts at a time; the others may decode in the same sweep, which counts as theirs.
+    """
     prompts = group.prompt_tokens
     sweeps = max(1.0, prompts / prefill_tokens)
-    prefill = sweeps * sweep_seconds(facts, group, prompts / sweeps, expert_slots, streamed)
-    decode = (demand.output_tokens - 1) * sweep_seconds(facts, group, group.sequences, expert_slots, streamed)
-    return (prefill + decode) / group.sequences
+    prefill = sweeps * sweep_seconds(facts, group, prompts / sweeps, 1, expert_slots, streamed)
+    batches = group.sequences / group.batch_size
+    decode = sweep_seconds(facts, group, group.sequences, batches, expert_slots, streamed)
+    return (prefill + (demand.output_tokens - 1) * decode) / group.sequences
 
 
-def sweep_seconds(facts: ModelFacts, group: Group, tokens: float, expert_slots: int, streamed: float) -> float:
-    """Seconds of one sweep: the disk's or the arithmetic's, whichever takes longer.
+def sweep_seconds(
+    facts: ModelFacts, group: Group, tokens: float, batches: float, expert_slots: int, streamed: float
+) -> float:
+    """Seconds of one sweep of so many batches: the disk's or the arithmetic's, whichever takes longer.
 
     The disk idles while a layer's attention runs, once all slots are full. Two of them are no help:
     one is being computed from, and one is being filled. Neither takes equally long each time, so
     that one waits for the other now and then: the more slots between them, the less.
     """
-    batches = group.sequences / group.batch_size
     attention = tokens * facts.dense_flops / ARITHMETIC + batches * facts.num_layers * TURN
     turn = STEP + facts.largest_expert / MEMORY
     experts = tokens * facts.expert_flops / ARITHMETIC + facts.num_experts * turn

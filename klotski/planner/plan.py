@@ -23,8 +23,7 @@ MOST_BATCHES = 16  # the paper's largest group has 15
 FEWEST_BATCHES = 4  # a workload of a few prompts is still cut into so many
 PREFILL_TOKENS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128, 64)  # of one sweep; then 1 of each sequence
 DENSE_SLOTS = 2
-HEAP = 1.25  # bytes of the heap for each byte in use
-HOLES = 1 / 6  # more of them for each byte that waits, and for each batch that waits with its prompt
+HEAP = 1.4  # bytes of the heap for each byte in use
 
 
 class Budget(NamedTuple):
@@ -122,7 +121,11 @@ def make_plan(facts: ModelFacts, demand: Demand, budget: Budget, wishes: Wishes)
 
 
 def candidates(facts: ModelFacts, demand: Demand, wishes: Wishes) -> Iterator[Candidate]:
-    """All combinations that are worth a thought."""
+    """All combinations that are worth a thought.
+
+    One batch reads its prompts at a time. What several leave in the heap while they wait lies between what they
+    have given back, in holes that the C library does not fill.
+    """
     requests = len(demand.lengths)
     most = max(1, -(-requests // (wishes.n_batches or FEWEST_BATCHES)))
     sizes = [wishes.batch_size] if wishes.batch_size else range(1, min(most, LARGEST_BATCH) + 1)
@@ -132,11 +135,12 @@ def candidates(facts: ModelFacts, demand: Demand, wishes: Wishes) -> Iterator[Ca
     for n, size in product(counts, sizes):
         if not wishes.n_batches and n > 1 and (n - 1) * size >= requests:
             continue  # the last batch would be empty
-        prompts = demand.group(n, size).prompt_tokens
-        least = demand.group(1, size).prompt_tokens if facts.reads_whole_prompts else size
+        prompts = demand.group(1, size).prompt_tokens
+        least = prompts if facts.reads_whole_prompts else size
         useful = [tokens for tokens in PREFILL_TOKENS if least <= tokens < prompts]
         largest = [prompts] if prompts <= PREFILL_TOKENS[0] else []
-        prefills = [max(least, wishes.prefill_tokens)] if wishes.prefill_tokens else [*largest, *useful] or [least]
+        wish = wishes.prefill_tokens
+        prefills = [max(least, min(wish, prompts))] if wish else [*largest, *useful] or [least]
         yield from (Candidate(n, size, tokens, count) for tokens in prefills for count in slots)
 
 
@@ -158,16 +162,10 @@ def needed(facts: ModelFacts, demand: Demand, budget: Budget, choice: Candidate)
 
 
 def activation_bytes(facts: ModelFacts, group: Group, tokens: int, turn: int) -> int:
-    """Bytes of the heap for `tokens` that wait in the middle of a layer, of which one batch's turn has `turn`.
-
-    What a batch leaves behind when it begins to wait lies between what it has given back, in holes that the
-    next batch's larger pieces do not fit into. Measured, in bytes of the heap for each that waits: 1.2 where
-    3 batches wait with their prompts, 2.3 where 6 do, 2.9 with 12.
-    """
+    """Bytes of the heap for `tokens` that wait in the middle of a layer, of which one batch's turn has `turn`."""
     at_work = max(turn, group.batch_size) * (facts.attention_bytes + group.longest * facts.score_bytes)
-    at_work += group.batch_size * facts.logits_bytes
-    holes = HOLES * tokens / max(turn, group.batch_size)
-    return int(HEAP * at_work + (HEAP + holes) * tokens * facts.waiting_bytes)
+    logits = group.batch_size * facts.logits_bytes
+    return int(HEAP * (at_work + logits + tokens * facts.waiting_bytes))
 
 
 def in_flight(demand: Demand, choice: Candidate) -> int:
