@@ -69,7 +69,7 @@ def test_tokens_are_those_of_generate_while_experts_stream(task: Task, tmp_path:
     run = task.run(tmp_path / "run", "pipeline.n_batches=2")
     plan = json.loads((run / "plan.json").read_text())
     moved = json.loads((run / "metrics.json").read_text())["bytes_moved"]["disk"]
-    assert plan["memory"]["expert_slots"] + plan["memory"]["residents"] < expert_bytes(task.checkpoint) / 2
+    assert plan["memory"]["expert_slots"] + plan["memory"]["residents"] <= expert_bytes(task.checkpoint) / 2
     assert moved > expert_bytes(task.checkpoint)
     assert read_results(run) == task.expected
 
