@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from klotski.errors import BudgetError
 from klotski.executors.facts import gather_facts
 from klotski.model import keeps_tokens, open_model
 from tests.architectures import ARCHITECTURES, save_checkpoint
@@ -66,10 +67,14 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_tokens_are_those_of_generate_while_experts_stream(task: Task, tmp_path: Path) -> None:
-    run = task.run(tmp_path / "run", "pipeline.n_batches=2")
+    """Within the least that a refusal says would do."""
+    group = ("pipeline.n_batches=2", "hw.runtime_memory=0")
+    with pytest.raises(BudgetError) as refusal:
+        task.run(tmp_path / "refused", *group, "hw.device_memory=1KB")
+    run = task.run(tmp_path / "run", *group, str(refusal.value).partition("; set ")[2].removesuffix(" or more"))
     plan = json.loads((run / "plan.json").read_text())
     moved = json.loads((run / "metrics.json").read_text())["bytes_moved"]["disk"]
-    assert plan["memory"]["expert_slots"] + plan["memory"]["residents"] <= expert_bytes(task.checkpoint) / 2
+    assert plan["memory"]["expert_slots"] + plan["memory"]["residents"] < expert_bytes(task.checkpoint) / 2
     assert moved > expert_bytes(task.checkpoint)
     assert read_results(run) == task.expected
 
