@@ -1,14 +1,13 @@
 """What this machine reaches at what a run does: reading blocks, and multiplying matrices.
 
-Measured before the first sweep and after the last, with the run's own reader, files, slots and
-shapes. A rate is all work done divided by all time taken: machines are shared, and a run has its
-share of slow moments as the samples have theirs.
+Measured before the first sweep and after the last, for a fraction of a second at a time, with the
+run's own reader, files, slots and shapes; machines are shared, so the median of all is taken.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import cycle
-from typing import NamedTuple
+from statistics import median
 
 import torch
 
@@ -22,13 +21,6 @@ ROUNDS = 4  # before the run, and again after it; reading and multiplying take t
 SECONDS = 0.25  # of each
 
 
-class Sample(NamedTuple):
-    """Work done, in bytes or operations, and the seconds that it took."""
-
-    work: int
-    seconds: float
-
-
 class Rates:
     """Samples of the rates of one machine: bytes a second by disk, operations a second by compute."""
 
@@ -36,20 +28,20 @@ class Rates:
         self._blocks = cycle(store.streamed_experts())
         self._store = store
         self._space = workspace
-        self._samples: dict[str, list[Sample]] = {LaneName.DISK: [], LaneName.COMPUTE: []}
+        self._samples: dict[str, list[float]] = {LaneName.DISK: [], LaneName.COMPUTE: []}
 
     def measure(self) -> dict[str, float]:
-        """Take samples, and return the rates over all so far. No sweep may be under way."""
+        """Take samples, and return the median of all so far. No sweep may be under way."""
         with torch.inference_mode():
             for _ in range(ROUNDS):
                 self._samples[LaneName.DISK].append(self._reading())
                 self._samples[LaneName.COMPUTE].append(self._multiplying())
-        return {lane: rate_of(samples) for lane, samples in self._samples.items()}
+        return {lane: median(samples) for lane, samples in self._samples.items()}
 
-    def _reading(self) -> Sample:
-        return sample(lambda: self._store.fill_slots(self._blocks), SECONDS)
+    def _reading(self) -> float:
+        return rate(lambda: self._store.fill_slots(self._blocks), SECONDS)
 
-    def _multiplying(self) -> Sample:
+    def _multiplying(self) -> float:
         """The larger product of an expert, with one slot's bytes after the other: in a run, too, weights are new."""
         tokens, out = self._space.gathered, self._space.inside
         numbers = tokens.shape[1] * out.shape[1]
@@ -62,19 +54,13 @@ class Rates:
             return 2 * len(tokens) * numbers
 
         multiply()  # the first one makes its kernel
-        return sample(multiply, SECONDS)
+        return rate(multiply, SECONDS)
 
 
-def sample(work: Callable[[], int], seconds: float) -> Sample:
-    """What `work` returns, added up for so many seconds."""
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """What `work` returns, added up for so many seconds, a second."""
     begin = time.perf_counter()
     done = 0
     while (elapsed := time.perf_counter() - begin) < seconds:
         done += work()
-    return Sample(done, elapsed)
-
-
-def rate_of(samples: Iterable[Sample]) -> float:
-    """Work a second over all samples; 0 where there was none to be done."""
-    done, seconds = map(sum, zip(*samples, strict=True))
-    return done / seconds
+    return done / elapsed

@@ -69,7 +69,7 @@ class TorchExecutor:
             compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
             source: Source = DummyReader() if is_dummy else Reader(model.staging)
             stack.callback(source.close)  # after the lane that reads with it
-            disk = ThreadLane(LaneName.DISK, recorder, log.clock, depth=2)
+            disk = ThreadLane(LaneName.DISK, recorder, log.clock, depth=2)  # a second one waits at the device's door
             stack.callback(disk.close)
             store = load_weights(model, plan, source, disk)
             workspace = make_workspace(model, plan)

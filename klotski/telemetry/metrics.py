@@ -10,7 +10,7 @@ busier of two resources needed, summed.
   token that was sampled; padding counts, it is computed), at the rate of one large matrix product
   of the experts' own shape (`rates.compute`, operations a second).
 
-Both rates are measured before the first sweep and after the last, for two seconds each in all. Not
+Both rates are measured before the first sweep and after the last, and the median is taken. Not
 counted, so that a run has to pay for it out of its efficiency: attention's scores, norms,
 activations, routing, gathering, sampling, the interpreter, products of few rows, which are slower,
 and every wait. `efficiency` is the bound divided by the elapsed time. `prefill_rate` is what the

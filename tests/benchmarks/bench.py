@@ -216,8 +216,8 @@ def versus(ours: dict[str, Any], rival: dict[str, Any]) -> Figures:
     }
 
 
-BEST_BATCH = {"few-large": 256, "many-small": 256}
-BEST_REQUESTS = {"few-large": 512, "many-small": 512}
+BEST_BATCH = {"few-large": 768, "many-small": 1024}  # more do not fit, or take longer for each
+BEST_REQUESTS = {"few-large": 512, "many-small": 1024}
 ROWS: dict[str, Callable[[str, argparse.Namespace], Figures]] = {
     "decode": decode,
     "prefill": prefill,
