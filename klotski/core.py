@@ -99,6 +99,7 @@ class SweepReport:
     decode_tokens: int
     output_tokens: int
     cache_bytes: int  # of the group's KV caches at the sweep's end
+    pairs: int  # of a token and one that it looks at
 
 
 class Request(NamedTuple):

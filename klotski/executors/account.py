@@ -1,14 +1,14 @@
 """Keeps a run's totals true while it goes on: results, sweeps, memory, progress."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
 
-from klotski.core import Request, Result, SweepReport
+from klotski.core import LaneName, Request, Result, SweepReport
 from klotski.pipeline import PrefetchCount
 from klotski.planner import ModelFacts, peak_memory
-from klotski.telemetry import Progress, Recorder, RunLog, SweepUse, Totals
+from klotski.telemetry import Progress, Recorder, RunLog, SweepUse, Totals, ratio
 from klotski.workload import Encoder, result_line
 
 __all__ = ["Account"]
@@ -53,6 +53,18 @@ class Account:
         self._lasting = nbytes
         self._busy, self._bytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
 
+    def measured(self, samples: Mapping[str, float]) -> None:
+        """The machine's rates, as sampled. Where the run itself reached more, that is what the machine can do."""
+        sweeps = self._totals.sweeps
+        work = {
+            LaneName.DISK: sum(sweep.nbytes.get(LaneName.DISK, 0) for sweep in sweeps),
+            LaneName.COMPUTE: sum(sweep.flops for sweep in sweeps),
+        }
+        self._totals.rates = {
+            lane: max(rate, ratio(work[LaneName(lane)], sum(sweep.busy.get(lane, 0.0) for sweep in sweeps)))
+            for lane, rate in samples.items()
+        }
+
     def sweeping(self, prefetch: PrefetchCount) -> None:
         """Sweeps begin; the sweeper keeps `prefetch` as they go."""
         self._prefetch = prefetch
@@ -73,7 +85,9 @@ class Account:
                 seconds=report.end - report.begin,
                 busy={lane: seconds - self._busy.get(lane, 0.0) for lane, seconds in busy.items()},
                 nbytes={lane: count - self._bytes.get(lane, 0) for lane, count in nbytes.items()},
-                flops=self._facts.flops(report.prefill_tokens + report.decode_tokens, report.output_tokens),
+                flops=self._facts.flops(
+                    report.prefill_tokens + report.decode_tokens, report.output_tokens, report.pairs
+                ),
                 is_prefill=report.prefill_tokens > 0,
                 output_tokens=report.output_tokens,
             )

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from klotski.core import Block
-from klotski.model import OpenModel, WorkspaceShape, keeps_tokens
+from klotski.model import SLICE, OpenModel, WorkspaceShape, keeps_all_tokens, keeps_tokens
 from klotski.planner import ModelFacts
 from klotski.weights import IN_FLIGHT, BlockLayout
 
@@ -43,10 +43,12 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         score_bytes=(text.num_attention_heads * (item + 2 * FLOAT) if eager else 0) + item + 1,
         logits_bytes=3 * FLOAT * text.vocab_size,
         reads_whole_prompts=not keeps_tokens(model.config),
+        slice_tokens=SLICE if keeps_all_tokens(model.config) else 0,
         staging_bytes=IN_FLIGHT * model.staging,
         dense_flops=sum(flops(layout) for block, layout in model.layouts.items() if block.is_dense),
         expert_flops=top_k * sum(flops(model.layouts[Block(layer, 0)]) for layer in layers_with_experts(model)),
         head_flops=2 * hidden * text.vocab_size,
+        pair_flops=pair_flops(text) if keeps_all_tokens(model.config) else 0,
     )
 
 
@@ -68,6 +70,15 @@ def layers_with_experts(model: OpenModel) -> list[int]:
 def flops(layout: BlockLayout) -> int:
     """Operations that a token costs on its way through a block's matrices."""
     return 2 * sum(prod(spec.shape) for _, spec in layout.views.values() if len(spec.shape) == 2)
+
+
+def pair_flops(text: Any) -> int:
+    """Operations of a score and of what it weighs, in all heads of all layers."""
+    heads, hidden = text.num_attention_heads, text.hidden_size
+    width = 2 * (getattr(text, "head_dim", None) or hidden // heads)
+    if getattr(text, "kv_lora_rank", None):
+        width = text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim
+    return int(2 * heads * width * text.num_hidden_layers)
 
 
 def kv_numbers(text: Any) -> int:

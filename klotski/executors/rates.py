@@ -6,6 +6,7 @@ run's own reader, files, slots and shapes; machines are shared, so the median of
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from itertools import cycle
 from statistics import median
 
@@ -39,7 +40,8 @@ class Rates:
         return {lane: median(samples) for lane, samples in self._samples.items()}
 
     def _reading(self) -> float:
-        return rate(lambda: self._store.fill_slots(self._blocks), SECONDS)
+        with closing(self._store.read_past_lane(self._blocks)) as blocks:
+            return rate(lambda: next(blocks, 0), SECONDS)
 
     def _multiplying(self) -> float:
         """The larger product of an expert, with one slot's bytes after the other: in a run, too, weights are new."""

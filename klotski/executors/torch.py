@@ -20,6 +20,7 @@ from klotski.schema import DType, LoadFormat, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count, parse_size
 from klotski.weights import (
+    DEPTH,
     BlockStore,
     DummyReader,
     Reader,
@@ -69,12 +70,12 @@ class TorchExecutor:
             compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
             source: Source = DummyReader() if is_dummy else Reader(model.staging)
             stack.callback(source.close)  # after the lane that reads with it
-            disk = ThreadLane(LaneName.DISK, recorder, log.clock, depth=2)  # a second one waits at the device's door
+            disk = ThreadLane(LaneName.DISK, recorder, log.clock, DEPTH)
             stack.callback(disk.close)
             store = load_weights(model, plan, source, disk)
             workspace = make_workspace(model, plan)
             rates = Rates(store, workspace)
-            totals.rates = rates.measure()
+            account.measured(rates.measure())
             account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
             sweeper = make_sweeper(config, model, plan, store, workspace, compute)
             account.sweeping(sweeper.prefetch)
@@ -86,7 +87,7 @@ class TorchExecutor:
                     return_free_memory()
 
             run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, swept)
-            totals.rates = rates.measure()
+            account.measured(rates.measure())
 
 
 def plan_run(config: RunConfig, facts: ModelFacts, requests: Sequence[Request]) -> Plan:

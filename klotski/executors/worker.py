@@ -28,7 +28,7 @@ class TorchWorker:
     def gather(self, layer: int, group: Sequence[Batch]) -> None:
         """Sort the tokens of all batches by the experts that they chose."""
         self._group = cast("Sequence[GenerationBatch]", group)
-        self._phase = ExpertPhase([batch.call for batch in self._group if batch.call is not None], self._workspace)
+        self._phase = ExpertPhase([call for batch in self._group for call in batch.calls], self._workspace)
 
     def compute(self, layer: int, expert: int) -> None:
         """Compute one expert over its tokens."""
@@ -39,6 +39,7 @@ class TorchWorker:
     def combine(self, layer: int) -> None:
         """Sum the experts' outputs and hand each batch its own."""
         assert self._phase is not None, "experts are gathered before they are combined"
-        for batch, answer in zip(self._group, self._phase.outputs(), strict=True):
-            batch.answer = answer
+        answers = iter(self._phase.outputs())
+        for batch in self._group:
+            batch.answers = [next(answers) for _ in batch.calls]
         self._phase = None

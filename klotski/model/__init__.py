@@ -1,12 +1,14 @@
 """The transformers model without weights, a batch as a coroutine, and expert arithmetic."""
 
 from klotski.model.batch import Decoding, GenerationBatch
-from klotski.model.cache import keeps_tokens
+from klotski.model.cache import keeps_all_tokens, keeps_tokens
 from klotski.model.experts import ExpertPhase, Workspace, WorkspaceShape
 from klotski.model.opening import OpenModel, open_model
 from klotski.model.shell import Shell
+from klotski.model.slices import SLICE
 
 __all__ = [
+    "SLICE",
     "Decoding",
     "ExpertPhase",
     "GenerationBatch",
@@ -14,6 +16,7 @@ __all__ = [
     "Shell",
     "Workspace",
     "WorkspaceShape",
+    "keeps_all_tokens",
     "keeps_tokens",
     "open_model",
 ]

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from greenlet import greenlet
-from torch import nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -18,7 +17,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import Request, Result, Routing
 from klotski.model.cache import make_cache
-from klotski.model.experts import ExpertsCall
+from klotski.model.experts import ExpertsCall, count_tokens
 from klotski.model.handover import Handover
 
 __all__ = ["Decoding", "GenerationBatch"]
@@ -55,13 +54,14 @@ class GenerationBatch(greenlet, Handover):
         super().__init__()
         self.index = index
         self.requests = requests
-        self.call: ExpertsCall | None = None
-        self.answer: torch.Tensor | None = None
+        self.calls: Sequence[ExpertsCall] = ()
+        self.answers: Sequence[torch.Tensor] = ()
         self.is_prefilling = True
         self.output_tokens = 0
         longest = max(len(request.prompt) for request in requests)
         self._chunk = min(longest, max(1, prefill_tokens // len(requests)))
         self.tokens = len(requests) * self._chunk
+        self._seen = 0  # tokens of each sequence that went through the layers in earlier steps
         self._model = model
         self._decoding = decoding
         self._on_result = on_result
@@ -77,6 +77,12 @@ class GenerationBatch(greenlet, Handover):
     def routing(self) -> Routing | None:
         """What it asks for, if it has stopped at a layer's experts."""
         return self._routing
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a token of the step and one that it looks at, by a causal mask; padding counts."""
+        tokens = self.tokens // len(self.requests)
+        return len(self.requests) * (tokens * self._seen + tokens * (tokens + 1) // 2)
 
     @property
     def cache_bytes(self) -> int:
@@ -111,21 +117,21 @@ class GenerationBatch(greenlet, Handover):
 
     def enter_layer(self, layer: int, tokens: int, cache: Any) -> None:
         """Stop at a layer's entry."""
+        if layer == 0 and self._cache is not None:
+            self._seen += self.tokens // len(self.requests)
         self.tokens = tokens
         self._cache = cache
         self._stop()
 
-    def ask_experts(
-        self, module: nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Stop at a layer's experts; the pipeline leaves the answer in `answer`."""
-        self.call = ExpertsCall(module, hidden.reshape(-1, hidden.shape[-1]), index, weights)
-        self._routing = Routing(self.call.counts(module.num_experts))  # type: ignore[arg-type]
+    def ask(self, calls: Sequence[ExpertsCall]) -> Sequence[torch.Tensor]:
+        """Stop at a layer's experts; the pipeline leaves the answers in `answers`."""
+        self.calls = calls
+        self._routing = Routing(count_tokens(calls))
         self._stop()
-        answer, self.answer = self.answer, None
-        assert answer is not None, "a batch was resumed before its experts were computed"
-        self.call = self._routing = None
-        return answer.view_as(hidden)
+        answers, self.answers = self.answers, ()
+        assert len(answers) == len(calls), "a batch was resumed before its experts were computed"
+        self.calls, self._routing = (), None
+        return answers
 
     def step_taken(self, going: int) -> None:
         """Sequences still going have been given a token; from now on, one of each goes in at a time."""

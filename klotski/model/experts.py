@@ -25,9 +25,9 @@ from transformers.integrations.moe import _default_apply_gate
 
 from klotski.weights import allocate
 
-__all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "WorkspaceShape"]
+__all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "WorkspaceShape", "count_tokens"]
 
-ROWS = 512  # tokens of one product; more are no faster
+ROWS = 768  # tokens of one product, at most; more are no faster
 STEP = 16  # a product has a multiple of so many rows: each number of rows has kernels of its own, of 0.6 MB
 SUMMED = 512  # tokens whose outputs are summed at a time: what comes between stays in the cache
 
@@ -36,16 +36,12 @@ Rows = TypeVar("Rows", int, torch.Tensor)
 
 
 class ExpertsCall(NamedTuple):
-    """One batch's question: `hidden` [T, H], `choices` (experts) and `weights` [T, K]."""
+    """The question of a batch, or of a slice of one: `hidden` [T, H], `choices` (experts) and `weights` [T, K]."""
 
     module: nn.Module
     hidden: torch.Tensor
     choices: torch.Tensor
     weights: torch.Tensor
-
-    def counts(self, num_experts: int) -> tuple[int, ...]:
-        """Tokens of each expert."""
-        return tuple(self.choices.flatten().bincount(minlength=num_experts).tolist())
 
 
 class WorkspaceShape(NamedTuple):
@@ -112,7 +108,7 @@ class ExpertPhase:
         """One expert over all of its tokens; `views` are its parameters by their own names."""
         first_token, last_token = self._bounds[expert : expert + 2]
         place = self._starts[expert]
-        for begin, end in pieces(first_token, last_token, ROWS):
+        for begin, end in even_pieces(first_token, last_token, ROWS):
             count = end - begin
             torch.index_select(self._hidden, 0, self._tokens[begin:end], out=self._space.gathered[:count])
             # Rows beyond hold what was there before; nobody looks at what becomes of them.
@@ -129,9 +125,25 @@ class ExpertPhase:
         return torch.split(self._hidden, self._sizes)
 
 
+def count_tokens(calls: Sequence[ExpertsCall]) -> tuple[int, ...]:
+    """Tokens of each expert, over all calls."""
+    experts: Any = calls[0].module
+    choices = torch.cat([call.choices.flatten() for call in calls])
+    return tuple(choices.bincount(minlength=experts.num_experts).tolist())
+
+
 def pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
     """The range in pieces of `size`, and what is left."""
     yield from ((start, min(start + size, end)) for start in range(begin, end, size))
+
+
+def even_pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
+    """The range in as few pieces of at most `size` as there can be, of about the same size.
+
+    A last piece of a few tokens would take a pass over all weights for itself.
+    """
+    count = -(-(end - begin) // size)
+    yield from pieces(begin, end, rounded(-(-(end - begin) // max(1, count))))
 
 
 def rounded(rows: Rows) -> Rows:

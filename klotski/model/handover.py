@@ -14,6 +14,8 @@ from greenlet import getcurrent
 from torch import nn
 from transformers.integrations.moe import ExpertsInterface
 
+from klotski.model.experts import ExpertsCall
+
 __all__ = ["EXPERTS_IMPLEMENTATION", "Handover", "install", "register"]
 
 EXPERTS_IMPLEMENTATION = "klotski"
@@ -26,10 +28,8 @@ class Handover:
         """Called where the coroutine is about to enter a layer with so many tokens; returns when it may."""
         raise NotImplementedError
 
-    def ask_experts(
-        self, module: nn.Module, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Called with tokens [T, H] and their experts [T, K]; returns the combined output [T, H]."""
+    def ask(self, calls: Sequence[ExpertsCall]) -> Sequence[torch.Tensor]:
+        """Called at a layer's experts; returns the combined output [T, H] of each call."""
         raise NotImplementedError
 
 
@@ -56,4 +56,6 @@ def _experts_forward(
 ) -> torch.Tensor:
     batch = getcurrent()
     assert isinstance(batch, Handover), "a streamed model runs inside a batch's coroutine only"
-    return batch.ask_experts(module, hidden_states, top_k_index, top_k_weights)
+    tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+    (answer,) = batch.ask([ExpertsCall(module, tokens, top_k_index, top_k_weights)])
+    return answer.view_as(hidden_states)

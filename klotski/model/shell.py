@@ -21,6 +21,7 @@ from klotski.core import FIXED, Block
 from klotski.errors import CheckpointError, ModelError
 from klotski.model.attention import use_blocked_attention
 from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
+from klotski.model.slices import cut_layer, cut_norm
 from klotski.weights import ParameterSpec
 
 __all__ = ["Shell", "read_config"]
@@ -72,6 +73,10 @@ class Shell:
         self.specs = self._specs(prefix)
         fill_unsaved_buffers(self.model)
         install(list(self.layers))
+        for index, layer in enumerate(self.layers):
+            cut_layer(index, layer)
+        for norm in find_norms(self.model, prefix):
+            cut_norm(norm)
         if (head := self.model.get_output_embeddings()) is not None:
             head.register_forward_pre_hook(_pack_input)
 
@@ -188,6 +193,12 @@ def find_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, str]:
         raise ModelError(f"{model.config.model_type} has experts in {', '.join(lists)}; one stack can be streamed")
     prefix, layers = lists.popitem()
     return layers, prefix
+
+
+def find_norms(model: PreTrainedModel, prefix: str) -> list[nn.Module]:
+    """The norms that belong to no layer: the last one, over all tokens of a batch."""
+    named = {name: module for name, module in model.named_modules() if not name.startswith(f"{prefix}.")}
+    return [module for module in named.values() if type(module).__name__.endswith("Norm")]
 
 
 def find_homes(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:

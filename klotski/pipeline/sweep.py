@@ -43,6 +43,10 @@ class Batch(Protocol):
         """Tokens that go through the layers in the step that it is in."""
 
     @property
+    def pairs(self) -> int:
+        """Pairs of one of these tokens and one that it looks at."""
+
+    @property
     def output_tokens(self) -> int:
         """Tokens that its sequences have been given so far; padding after an end does not count."""
 
@@ -205,12 +209,11 @@ class Sweeper:
         self._compute.submit(combine, partial(self._worker.combine, layer))
 
     def _choose(self, layer: int, remaining: dict[int, int]) -> int:
-        here = [expert for expert in remaining if self._residency.is_here(Block(layer, expert))]
-        coming = [
-            block.expert
-            for block in self._residency.coming()
-            if block.layer == layer and block.expert in remaining and block.expert not in here
-        ]
+        here = [expert for expert in remaining if self._residency.is_resident(Block(layer, expert))]
+        coming: list[int] = []
+        for block, has_come in self._residency.sent_for():
+            if block.layer == layer and block.expert in remaining:
+                (here if has_come else coming).append(block.expert)
         return self._policy.choose(remaining, here, coming)
 
     def _finish(self, layer: int, batch: Batch) -> Event:

@@ -16,8 +16,8 @@ class ModelFacts:
 
     A token in flight is held twice: by its batch, which waits for its turn in the middle of a layer
     (`waiting_bytes`), and by the workspace of the expert phase (`workspace_bytes`, and `rows_bytes` for
-    the tokens inside an expert). The batch whose turn it is needs `attention_bytes` for each of its
-    tokens, and `score_bytes` for each pair of a token and one that it looks at.
+    the tokens inside an expert). The batch whose turn it is needs `attention_bytes` for each token of
+    the slice that it works on, and `score_bytes` for each pair of a token and one that it looks at.
     """
 
     fixed_bytes: int
@@ -34,9 +34,11 @@ class ModelFacts:
     logits_bytes: int  # of a sequence that is given a token
     staging_bytes: int  # of the reader's buffers
     reads_whole_prompts: bool = False  # in one sweep; otherwise they may be cut into pieces
+    slice_tokens: int = 0  # or one sequence that has more; 0: a batch is worked on as a whole
     dense_flops: int = 0  # of a token on its way through all layers, experts apart
     expert_flops: int = 0  # of a token in all experts that it chooses
     head_flops: int = 0  # of a sequence that is given a token
+    pair_flops: int = 0  # of a token and one that it looks at, in all layers
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -48,9 +50,9 @@ class ModelFacts:
         """Layers, with experts or without."""
         return len(self.expert_counts)
 
-    def flops(self, tokens: int, sampled: int) -> int:
-        """Operations of a sweep with so many tokens, and so many sequences that are given one."""
-        return tokens * (self.dense_flops + self.expert_flops) + sampled * self.head_flops
+    def flops(self, tokens: int, sampled: int, pairs: int) -> int:
+        """Operations of a sweep with so many tokens, sequences that are given one, and pairs of tokens."""
+        return tokens * (self.dense_flops + self.expert_flops) + sampled * self.head_flops + pairs * self.pair_flops
 
     @cached_property
     def num_experts(self) -> int:

@@ -163,7 +163,9 @@ def needed(facts: ModelFacts, demand: Demand, budget: Budget, choice: Candidate)
 
 def activation_bytes(facts: ModelFacts, group: Group, tokens: int, turn: int) -> int:
     """Bytes of the heap for `tokens` that wait in the middle of a layer, of which one batch's turn has `turn`."""
-    at_work = max(turn, group.batch_size) * (facts.attention_bytes + group.longest * facts.score_bytes)
+    turn = max(turn, group.batch_size)
+    slice_tokens = min(turn, max(facts.slice_tokens, -(-turn // group.batch_size))) if facts.slice_tokens else turn
+    at_work = slice_tokens * facts.attention_bytes + turn * group.longest * facts.score_bytes
     logits = group.batch_size * facts.logits_bytes
     return int(HEAP * (at_work + logits + tokens * facts.waiting_bytes))
 

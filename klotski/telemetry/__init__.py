@@ -1,9 +1,9 @@
 """What a run leaves behind: spans, the run's folder, metrics, the trace, and progress."""
 
-from klotski.telemetry.metrics import SweepUse, Totals, summarize
+from klotski.telemetry.metrics import SweepUse, Totals, ratio, summarize
 from klotski.telemetry.progress import Progress
 from klotski.telemetry.recorder import Recorder, SweepEvent
 from klotski.telemetry.runlog import RunLog
 from klotski.telemetry.trace import write_trace
 
-__all__ = ["Progress", "Recorder", "RunLog", "SweepEvent", "SweepUse", "Totals", "summarize", "write_trace"]
+__all__ = ["Progress", "Recorder", "RunLog", "SweepEvent", "SweepUse", "Totals", "ratio", "summarize", "write_trace"]

@@ -7,13 +7,14 @@ busier of two resources needed, summed.
   else going on (`rates.disk`, bytes a second).
 - The cores: the multiplications and additions of the sweep's tokens with the weights that they
   meet (attention's projections, router, shared experts, K experts a token, and the head for each
-  token that was sampled; padding counts, it is computed), at the rate of one large matrix product
+  token that was sampled; padding counts, it is computed), and of attention's scores, for each pair
+  that a causal mask leaves, where all layers keep all tokens; at the rate of one large matrix product
   of the experts' own shape (`rates.compute`, operations a second).
 
-Both rates are measured before the first sweep and after the last, and the median is taken. Not
-counted, so that a run has to pay for it out of its efficiency: attention's scores, norms,
-activations, routing, gathering, sampling, the interpreter, products of few rows, which are slower,
-and every wait. `efficiency` is the bound divided by the elapsed time. `prefill_rate` is what the
+Both rates are measured before the first sweep and after the last, and the median is taken; where
+the lane itself reached more while it was busy, that counts. Not counted, so that a run has to pay for it out of its efficiency: softmax, norms, activations,
+routing, gathering, sampling, the interpreter, products of few rows, which are slower, and every
+wait. `efficiency` is the bound divided by the elapsed time. `prefill_rate` is what the
 sweeps that read prompts did, in those operations a second; `prefill_efficiency` divides it by
 `rates.compute`.
 """
@@ -27,7 +28,7 @@ from typing import Any
 from klotski.core import LaneName
 from klotski.telemetry.recorder import Recorder
 
-__all__ = ["SweepUse", "Totals", "summarize"]
+__all__ = ["SweepUse", "Totals", "ratio", "summarize"]
 
 
 @dataclass

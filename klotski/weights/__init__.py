@@ -6,9 +6,10 @@ from klotski.weights.layout import BlockLayout, ParameterSpec, Part, lay_out
 from klotski.weights.memory import allocate, keep_small_memory, return_free_memory
 from klotski.weights.reader import IN_FLIGHT, Reader, largest_staging
 from klotski.weights.residency import Residency, SlotKind
-from klotski.weights.store import BlockStore, Source, slot_sizes
+from klotski.weights.store import DEPTH, BlockStore, Source, slot_sizes
 
 __all__ = [
+    "DEPTH",
     "IN_FLIGHT",
     "BlockLayout",
     "BlockStore",

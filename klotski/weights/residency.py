@@ -50,10 +50,6 @@ class Residency:
         """Whether the block stays for the whole run."""
         return block in self._residents
 
-    def is_here(self, block: Block) -> bool:
-        """Whether the block can be used without waiting."""
-        return block in self._residents or (block in self._arrivals and self._arrivals[block].is_done())
-
     def is_known(self, block: Block) -> bool:
         """Whether the block is here or coming."""
         return block in self._residents or block in self._arrivals
@@ -73,9 +69,9 @@ class Residency:
         """What a use of the block has to wait for."""
         return () if block in self._residents else (self._arrivals[block],)
 
-    def coming(self) -> list[Block]:
-        """Blocks on their way, in the order in which they were sent for."""
-        return [block for block, arrival in self._arrivals.items() if not arrival.is_done()]
+    def sent_for(self) -> list[tuple[Block, bool]]:
+        """Blocks that occupy a slot, in the order in which they were sent for, and whether each has come."""
+        return [(block, arrival.is_done()) for block, arrival in self._arrivals.items()]
 
     def slot(self, block: Block) -> int:
         """The slot of a block that was requested and not released."""

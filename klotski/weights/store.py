@@ -1,6 +1,8 @@
 """The memory behind the slots: allocated once, filled by a lane, seen as parameters."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Generator, Iterator, Mapping
+from itertools import cycle
 from typing import Protocol
 
 import torch
@@ -11,7 +13,9 @@ from klotski.weights.layout import BlockLayout
 from klotski.weights.memory import allocate
 from klotski.weights.residency import Residency, SlotKind
 
-__all__ = ["BlockStore", "Source", "slot_sizes"]
+__all__ = ["DEPTH", "BlockStore", "Source", "slot_sizes"]
+
+DEPTH = 2  # blocks that are being read: one, and one that waits at the device's door
 
 
 class Source(Protocol):
@@ -68,17 +72,24 @@ class BlockStore:
         """Experts that come and go."""
         return [block for block in self._layouts if not block.is_dense and block not in self._residents]
 
-    def fill_slots(self, blocks: Iterator[Block]) -> int:
-        """Read the next blocks into all slots for experts, past the lane, and return their bytes.
+    def read_past_lane(self, blocks: Iterator[Block]) -> Generator[int, None, None]:
+        """Read block after block into the slots for experts, and yield the bytes of each that has come.
 
-        For measuring: nothing else may be using the slots.
+        One is always waiting at the device's door, as on the lane. For measuring: nothing else may be
+        using the slots until it is closed.
         """
-        layouts = [self._layouts[block] for block, _ in zip(blocks, self._slots[SlotKind.EXPERT], strict=False)]
-        slots = self._slots[SlotKind.EXPERT]
-        readings = [self._source.start(layout, slot) for layout, slot in zip(layouts, slots, strict=False)]
-        for reading in readings:
-            reading.wait()
-        return sum(layout.disk_bytes for layout in layouts)
+        under_way: deque[tuple[Pending, int]] = deque()
+        try:
+            for block, slot in zip(blocks, cycle(self._slots[SlotKind.EXPERT]), strict=False):
+                layout = self._layouts[block]
+                under_way.append((self._source.start(layout, slot), layout.disk_bytes))
+                if len(under_way) == min(DEPTH, len(self._slots[SlotKind.EXPERT])):
+                    reading, nbytes = under_way.popleft()
+                    reading.wait()
+                    yield nbytes
+        finally:
+            for reading, _ in under_way:
+                reading.wait()
 
     def expert_slots(self) -> torch.Tensor:
         """The memory of all slots for experts."""

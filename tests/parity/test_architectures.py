@@ -10,7 +10,7 @@ import torch
 
 from klotski.errors import BudgetError
 from klotski.executors.facts import gather_facts
-from klotski.model import keeps_tokens, open_model
+from klotski.model import keeps_tokens, open_model, slices
 from tests.architectures import ARCHITECTURES, save_checkpoint
 from tests.engine import read_lines, read_results, run_engine, write_requests
 from tests.reference import plain_generate
@@ -80,11 +80,15 @@ def test_tokens_are_those_of_generate_while_experts_stream(task: Task, tmp_path:
 
 
 @pytest.mark.parametrize("piece", [1, 4])
-def test_tokens_are_the_same_where_prompts_are_read_in_pieces(task: Task, tmp_path: Path, piece: int) -> None:
+def test_tokens_are_the_same_where_prompts_are_read_in_pieces(
+    task: Task, tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So many tokens of each sequence at a time, while batches whose prompts were shorter go on decoding.
 
+    Two sequences of a batch go through a layer together, or one, if they have more tokens than a slice.
     Layers that keep a state instead of tokens get each prompt whole, and the bound is the longest batch's.
     """
+    monkeypatch.setattr(slices, "SLICE", 2)
     run = task.run(tmp_path / "run", "pipeline.n_batches=3", f"pipeline.prefill_tokens={piece * BATCH_SIZE}")
     plan = json.loads((run / "plan.json").read_text())
     sweeps = [line for line in read_lines(run / "events.jsonl") if line["event"] == "sweep"]

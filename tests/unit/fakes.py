@@ -135,6 +135,7 @@ class FakeBatch:
         self.is_finished = False
         self.is_prefilling = True
         self.tokens = prompt[0]
+        self.pairs = prompt[0]
         self.output_tokens = 0
         self.cache_bytes = 0
         self.routing: Routing | None = None
@@ -227,7 +228,7 @@ class _WatchedResidency(Residency):
         self.check_integrity()
 
     def release(self, block: Block, last_use: Event | None = None) -> None:
-        if not self.is_resident(block) and self.is_here(block):
+        if dict(self.sent_for()).get(block):
             self._store.memory[SlotKind.of(block)][self.slot(block)] = None
         super().release(block, last_use)
         self.check_integrity()

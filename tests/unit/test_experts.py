@@ -19,7 +19,7 @@ from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 from klotski.model import experts as arithmetic
-from klotski.model.experts import ROWS, ExpertPhase, ExpertsCall, Workspace, WorkspaceShape
+from klotski.model.experts import ROWS, ExpertPhase, ExpertsCall, Workspace, WorkspaceShape, count_tokens
 from tests.unit.fakes import examples
 
 KINDS: dict[str, Callable[[Any], nn.Module]] = {
@@ -93,7 +93,7 @@ def workspace(call: ExpertsCall, inner: int, spare: int = 0) -> Workspace:
 def run(calls: Sequence[ExpertsCall], space: Workspace, order: Sequence[int]) -> torch.Tensor:
     """The outputs of all calls, one after the other; experts in this order, those without tokens left out."""
     phase = ExpertPhase(calls, space)
-    counts = [sum(each) for each in zip(*(call.counts(len(order)) for call in calls), strict=True)]
+    counts = count_tokens(calls)
     for expert in order:
         if counts[expert]:
             phase.compute(expert, views_of(calls[0].module, expert))
@@ -189,10 +189,14 @@ def test_in_bfloat16_a_group_is_as_near_to_the_truth_as_the_modules_own_code(kin
     assert (outputs - expected).norm() <= 1.2 * (own - expected).norm()
 
 
-def test_a_call_counts_the_tokens_of_each_expert() -> None:
+def test_the_tokens_of_each_expert_are_counted_over_all_calls() -> None:
+    module = make_experts("gated", 5, hidden=2, inner=2)
     choices = torch.tensor([[0, 3], [3, 1], [3, 0]])
-    call = ExpertsCall(nn.Identity(), torch.zeros(3, 2), choices, torch.ones(3, 2))
-    assert call.counts(5) == (2, 1, 0, 3, 0)
+    calls = [
+        ExpertsCall(module, torch.zeros(len(each), 2), each, torch.ones(each.shape))
+        for each in (choices[:2], choices[2:])
+    ]
+    assert count_tokens(calls) == (2, 1, 0, 3, 0)
 
 
 @given(st.integers(1, 2000), st.builds(WorkspaceShape, *(st.integers(1, most) for most in (64, 8, 64, 64))))

@@ -446,11 +446,12 @@ class TestBlockStore:
         lane = ThreadLane("disk", sink, time.monotonic)
         store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 2}, [Block(0, 1)], reader, lane)
         assert store.streamed_experts() == [Block(0, expert) for expert in (0, 2, 3, 4)]
-        assert store.fill_slots(iter(store.streamed_experts()[2:])) == 2 * 4 * 6 * 4
-        assert (layouts[Block(0, 3)].views_of(store.expert_slots()[0])["w"] == 3).all()
-        assert store.fill_slots(cycle([Block(0, 4)])) == 2 * 4 * 6 * 4
-        assert (layouts[Block(0, 4)].views_of(store.expert_slots()[0])["w"] == 4).all()
-        assert store.fill_slots(iter([])) == 0
+        reading = store.read_past_lane(cycle(store.streamed_experts()[1:]))
+        assert [next(reading) for _ in range(3)] == [4 * 6 * 4] * 3
+        reading.close()
+        for slot, expert in zip(store.expert_slots(), (4, 2), strict=True):
+            assert (layouts[Block(0, expert)].views_of(slot)["w"] == expert).all()
+        assert not list(store.read_past_lane(iter([])))
         lane.close()
         assert not sink.spans
         assert not store.residency.held()

@@ -115,6 +115,7 @@ def models(draw: st.DrawFn) -> ModelFacts:
         rows_bytes=draw(st.integers(0, 10_000)),
         attention_bytes=draw(small),
         score_bytes=draw(st.integers(0, 9)),
+        slice_tokens=draw(st.sampled_from([0, 3, 50])),
         logits_bytes=draw(small),
         staging_bytes=draw(st.integers(0, 10_000)),
         dense_flops=draw(flops),
@@ -369,7 +370,8 @@ def test_weights_are_all_that_a_model_has() -> None:
     facts = model(experts=(2, 0))
     assert facts.weight_bytes == 2 * 1000 + 2 * 500
     assert (facts.largest_dense, facts.largest_expert) == (1000, 500)
-    assert facts.flops(tokens=5, sampled=2) == 5 * 2000 + 2 * 1000
+    facts = replace(facts, pair_flops=10)
+    assert facts.flops(tokens=5, sampled=2, pairs=7) == 5 * 2000 + 2 * 1000 + 7 * 10
 
 
 def test_free_memory_leaves_some_and_says_why() -> None:

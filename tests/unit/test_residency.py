@@ -64,9 +64,8 @@ def test_any_sequence_of_requests_and_releases_leaves_every_slot_accounted_for(
             taken = [residency.slot(block) for block in held if SlotKind.of(block) is kind]
             assert len(set(taken)) == len(taken) <= slots[kind]
             assert set(taken) <= set(range(slots[kind]))
+        assert dict(residency.sent_for()) == {block: transfers.arrivals[block].done for block in held}
         for block in BLOCKS:
-            here = block in residents or (block in held and transfers.arrivals[block].done)
-            assert residency.is_here(block) == here
             assert residency.is_known(block) == (block in residents or block in held)
             assert residency.has_free_slot(block) == (
                 sum(SlotKind.of(other) is SlotKind.of(block) for other in held) < slots[SlotKind.of(block)]
@@ -74,16 +73,14 @@ def test_any_sequence_of_requests_and_releases_leaves_every_slot_accounted_for(
     assert not residents & {block for block, _, _ in transfers.brought}
 
 
-def test_a_block_is_coming_until_it_has_arrived() -> None:
+def test_a_block_is_on_its_way_until_it_has_arrived() -> None:
     transfers = Transfers()
     residency = Residency(SLOTS, (), transfers)
     for expert in (2, 0, 1):
         residency.request(Block(0, expert))
-    assert residency.coming() == [Block(0, 2), Block(0, 0), Block(0, 1)]
+    assert residency.sent_for() == [(Block(0, 2), False), (Block(0, 0), False), (Block(0, 1), False)]
     transfers.arrivals[Block(0, 0)].done = True
-    assert residency.coming() == [Block(0, 2), Block(0, 1)]
-    assert residency.is_here(Block(0, 0))
-    assert not residency.is_here(Block(0, 2))
+    assert residency.sent_for() == [(Block(0, 2), False), (Block(0, 0), True), (Block(0, 1), False)]
     assert residency.arrival(Block(0, 2)) == (transfers.arrivals[Block(0, 2)],)
 
 
@@ -133,7 +130,6 @@ def test_residents_need_no_slot_and_no_wait_and_never_leave() -> None:
     assert residency.arrival(resident) == ()
     residency.release(resident, FakeEvent(done=True))
     residency.release(resident)
-    assert residency.is_here(resident)
     assert residency.is_resident(resident)
     assert not residency.held()
     assert not transfers.brought
