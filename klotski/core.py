@@ -99,7 +99,8 @@ class SweepReport:
     decode_tokens: int
     output_tokens: int
     cache_bytes: int  # of the group's KV caches at the sweep's end
-    pairs: int  # of a token and one that it looks at
+    pairs: int  # of a token and one that it looks at, in all layers
+    spared: int  # tokens of prompts of which the last layer only keeps keys and values
 
 
 class Request(NamedTuple):

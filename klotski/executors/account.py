@@ -86,7 +86,7 @@ class Account:
                 busy={lane: seconds - self._busy.get(lane, 0.0) for lane, seconds in busy.items()},
                 nbytes={lane: count - self._bytes.get(lane, 0) for lane, count in nbytes.items()},
                 flops=self._facts.flops(
-                    report.prefill_tokens + report.decode_tokens, report.output_tokens, report.pairs
+                    report.prefill_tokens + report.decode_tokens, report.output_tokens, report.pairs, report.spared
                 ),
                 is_prefill=report.prefill_tokens > 0,
                 output_tokens=report.output_tokens,

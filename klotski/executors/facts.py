@@ -1,5 +1,7 @@
 """The sizes of an opened model, and its arithmetic, for the planner."""
 
+import re
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -8,12 +10,13 @@ import torch
 from klotski.core import Block
 from klotski.model import SLICE, OpenModel, WorkspaceShape, keeps_all_tokens, keeps_tokens
 from klotski.planner import ModelFacts
-from klotski.weights import IN_FLIGHT, BlockLayout
+from klotski.weights import IN_FLIGHT, ParameterSpec
 
 __all__ = ["gather_facts", "workspace_shape"]
 
 INT = torch.int64.itemsize
 FLOAT = torch.float32.itemsize
+BEFORE_SCORES = re.compile(r"\.(q|k|v|kv|qkv|query|key|value|query_key_value|Wqkv)(_[ab])?(_proj.*)?\.weight$")
 
 
 def gather_facts(model: OpenModel) -> ModelFacts:
@@ -45,10 +48,11 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         reads_whole_prompts=not keeps_tokens(model.config),
         slice_tokens=SLICE if keeps_all_tokens(model.config) else 0,
         staging_bytes=IN_FLIGHT * model.staging,
-        dense_flops=sum(flops(layout) for block, layout in model.layouts.items() if block.is_dense),
-        expert_flops=top_k * sum(flops(model.layouts[Block(layer, 0)]) for layer in layers_with_experts(model)),
+        dense_flops=sum(flops(layout.views) for block, layout in model.layouts.items() if block.is_dense),
+        expert_flops=top_k * sum(flops(model.layouts[Block(layer, 0)].views) for layer in layers_with_experts(model)),
         head_flops=2 * hidden * text.vocab_size,
         pair_flops=pair_flops(text) if keeps_all_tokens(model.config) else 0,
+        spared_flops=spared_flops(model) if keeps_all_tokens(model.config) else 0,
     )
 
 
@@ -67,18 +71,27 @@ def layers_with_experts(model: OpenModel) -> list[int]:
     return [layer for layer, count in enumerate(model.shell.expert_counts) if count]
 
 
-def flops(layout: BlockLayout) -> int:
+def flops(views: Mapping[str, tuple[int, ParameterSpec]]) -> int:
     """Operations that a token costs on its way through a block's matrices."""
-    return 2 * sum(prod(spec.shape) for _, spec in layout.views.values() if len(spec.shape) == 2)
+    return 2 * sum(prod(spec.shape) for _, spec in views.values() if len(spec.shape) == 2)
 
 
 def pair_flops(text: Any) -> int:
-    """Operations of a score and of what it weighs, in all heads of all layers."""
+    """Operations of a score and of what it weighs, in all heads of a layer."""
     heads, hidden = text.num_attention_heads, text.hidden_size
     width = 2 * (getattr(text, "head_dim", None) or hidden // heads)
     if getattr(text, "kv_lora_rank", None):
         width = text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim
-    return int(2 * heads * width * text.num_hidden_layers)
+    return int(2 * heads * width)
+
+
+def spared_flops(model: OpenModel) -> int:
+    """Operations of a token in the last layer, behind its queries, keys and values."""
+    last = len(model.shell.expert_counts) - 1
+    dense = model.layouts[Block(last)]
+    behind = {name: view for name, view in dense.views.items() if not BEFORE_SCORES.search(name)}
+    experts = model.shell.top_k * flops(model.layouts[Block(last, 0)].views) if model.shell.expert_counts[last] else 0
+    return flops(behind) + experts
 
 
 def kv_numbers(text: Any) -> int:

@@ -16,7 +16,7 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import Request, Result, Routing
-from klotski.model.cache import make_cache
+from klotski.model.cache import keeps_all_tokens, make_cache
 from klotski.model.experts import ExpertsCall, count_tokens
 from klotski.model.handover import Handover
 
@@ -61,6 +61,7 @@ class GenerationBatch(greenlet, Handover):
         longest = max(len(request.prompt) for request in requests)
         self._chunk = min(longest, max(1, prefill_tokens // len(requests)))
         self.tokens = len(requests) * self._chunk
+        self._spares = keeps_all_tokens(model.config)
         self._seen = 0  # tokens of each sequence that went through the layers in earlier steps
         self._model = model
         self._decoding = decoding
@@ -79,10 +80,17 @@ class GenerationBatch(greenlet, Handover):
         return self._routing
 
     @property
+    def spared(self) -> int:
+        """Tokens of which the last layer only keeps keys and values."""
+        return self.tokens - len(self.requests) if self._spares else 0
+
+    @property
     def pairs(self) -> int:
-        """Pairs of a token of the step and one that it looks at, by a causal mask; padding counts."""
-        tokens = self.tokens // len(self.requests)
-        return len(self.requests) * (tokens * self._seen + tokens * (tokens + 1) // 2)
+        """Pairs of a token of the step and one that it looks at, by a causal mask, in all layers; padding counts."""
+        tokens, layers = self.tokens // len(self.requests), self._model.config.get_text_config().num_hidden_layers
+        pairs = tokens * self._seen + tokens * (tokens + 1) // 2
+        in_last = self._seen + tokens if self._spares else pairs
+        return len(self.requests) * (int(layers - 1) * pairs + in_last)
 
     @property
     def cache_bytes(self) -> int:

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 from klotski.weights import allocate
 
-__all__ = ["CacheRows", "ReservedLayer", "keeps_all_tokens", "keeps_tokens", "make_cache"]
+__all__ = ["CacheRows", "KeysKeptError", "ReservedLayer", "keeps_all_tokens", "keeps_tokens", "make_cache"]
 
 
 def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
@@ -74,13 +74,21 @@ class ReservedLayer(DynamicLayer):
         return keys[rows, :, :end], values[rows, :, :end]
 
 
-class CacheRows:
-    """A cache as a layer sees it that is given these of `count` sequences."""
+class KeysKeptError(Exception):
+    """What ends a layer's code that was run for its keys and values alone."""
 
-    def __init__(self, cache: DynamicCache, rows: slice, count: int) -> None:
+
+class CacheRows:
+    """A cache as a layer sees it that is given these of `count` sequences.
+
+    With `keys_only`, `update` raises `KeysKeptError` once it has kept what it was given.
+    """
+
+    def __init__(self, cache: DynamicCache, rows: slice, count: int, *, keys_only: bool = False) -> None:
         self._cache = cache
         self._rows = rows
         self._count = count
+        self._keys_only = keys_only
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -88,6 +96,8 @@ class CacheRows:
         """Keep new tokens, and return all of these sequences."""
         layer: Any = self._cache.layers[layer_idx]
         kept: tuple[torch.Tensor, torch.Tensor] = layer.update_rows(key_states, value_states, self._rows, self._count)
+        if self._keys_only:
+            raise KeysKeptError
         return kept
 
     def __getattr__(self, name: str) -> Any:

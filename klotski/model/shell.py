@@ -8,6 +8,7 @@ to `ExpertPhase`, which is given an expert's parameters by name.
 
 import re
 from collections.abc import Mapping
+from inspect import signature
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from transformers.modeling_utils import PreTrainedModel
 from klotski.core import FIXED, Block
 from klotski.errors import CheckpointError, ModelError
 from klotski.model.attention import use_blocked_attention
+from klotski.model.cache import keeps_all_tokens
 from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
-from klotski.model.slices import cut_layer, cut_norm
+from klotski.model.slices import cut_last_layer, cut_layer, cut_norm
 from klotski.weights import ParameterSpec
 
 __all__ = ["Shell", "read_config"]
@@ -73,9 +75,12 @@ class Shell:
         self.specs = self._specs(prefix)
         fill_unsaved_buffers(self.model)
         install(list(self.layers))
-        for index, layer in enumerate(self.layers):
+        *layers, last = self.layers
+        for index, layer in enumerate(layers):
             cut_layer(index, layer)
-        for norm in find_norms(self.model, prefix):
+        if keeps_all_tokens(config):
+            cut_last_layer(last)
+        for norm in find_norms(self.model):
             cut_norm(norm)
         if (head := self.model.get_output_embeddings()) is not None:
             head.register_forward_pre_hook(_pack_input)
@@ -195,10 +200,10 @@ def find_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, str]:
     return layers, prefix
 
 
-def find_norms(model: PreTrainedModel, prefix: str) -> list[nn.Module]:
-    """The norms that belong to no layer: the last one, over all tokens of a batch."""
-    named = {name: module for name, module in model.named_modules() if not name.startswith(f"{prefix}.")}
-    return [module for module in named.values() if type(module).__name__.endswith("Norm")]
+def find_norms(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules that do nothing but norm what they are given."""
+    norms = [module for module in model.modules() if type(module).__name__.endswith("Norm")]
+    return [norm for norm in norms if len(signature(norm.forward).parameters) == 1]
 
 
 def find_homes(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:

@@ -11,6 +11,7 @@ nothing of slices.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -19,13 +20,14 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 from transformers import DynamicCache
 
-from klotski.model.cache import CacheRows, ReservedLayer
+from klotski.model.cache import CacheRows, KeysKeptError, ReservedLayer
 from klotski.model.experts import ExpertsCall
 from klotski.model.handover import Handover
 
-__all__ = ["SLICE", "cut_layer", "cut_norm"]
+__all__ = ["SLICE", "cut_last_layer", "cut_layer", "cut_norm"]
 
 SLICE = 1024  # tokens, or one sequence that has more
+NORMED = 1 << 18  # numbers that a norm works on at a time: a megabyte of its float32
 
 
 class _Slice(greenlet, Handover):
@@ -62,29 +64,51 @@ def cut_layer(index: int, layer: nn.Module) -> None:
         cache = kwargs.get("past_key_values")
         if len(slices) < 2 or cache is None or type(cache.layers[index]) is not ReservedLayer:
             return whole(hidden, *args, **kwargs)
-        return run_slices(
-            [
-                _Slice(partial(whole, *take((hidden, *args), rows, count), **take(kwargs, rows, count)))
-                for rows in slices
-            ]
-        )
+        taken = [take(((hidden, *args), kwargs), rows, count) for rows in slices]
+        return join(run_slices([_Slice(partial(whole, *part, **named)) for part, named in taken]), hidden)
+
+    layer.forward = forward
+
+
+def cut_last_layer(layer: nn.Module) -> None:
+    """Let the last decoder layer compute what somebody will look at: of a prompt, the last token.
+
+    Of the tokens before it only keys and values will be wanted; with those in the cache, the layer's
+    code is left. Its output has one token for each sequence.
+    """
+    whole = layer.forward
+    cut_layer(-1, layer)
+    in_slices = layer.forward
+
+    def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        (count, tokens), cache = hidden.shape[:2], kwargs.get("past_key_values")
+        if tokens == 1 or cache is None:
+            return in_slices(hidden, *args, **kwargs)
+        before, last = slice(0, tokens - 1), slice(tokens - 1, tokens)
+        for rows in cut_rows(count, tokens):
+            part = take(take_tokens((hidden, *args), before, tokens), rows, count)
+            named = take(take_tokens(kwargs, before, tokens), rows, count)
+            with suppress(KeysKeptError):
+                whole(*part, **named | {"past_key_values": CacheRows(cache, rows, count, keys_only=True)})
+        return in_slices(*take_tokens((hidden, *args), last, tokens), **take_tokens(kwargs, last, tokens))
 
     layer.forward = forward
 
 
 def cut_norm(norm: nn.Module) -> None:
-    """Let a norm of tokens, each for itself, work on a slice of them at a time."""
+    """Let a norm of tokens, each for itself, work on so many at a time that they stay in a core's own cache."""
     whole = norm.forward
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        pieces = torch.split(hidden.flatten(0, -2), SLICE)
+        tokens = hidden.reshape(-1, hidden.shape[-1])
+        pieces = torch.split(tokens, max(1, NORMED // tokens.shape[1]))
         return whole(hidden) if len(pieces) < 2 else torch.cat([whole(piece) for piece in pieces]).view_as(hidden)
 
     norm.forward = forward
 
 
-def run_slices(slices: Sequence[_Slice]) -> Any:
-    """The layer's output over all slices, its experts asked once."""
+def run_slices(slices: Sequence[_Slice]) -> list[Any]:
+    """The layer's output over each slice, its experts asked once."""
     batch = getcurrent()
     assert isinstance(batch, Handover), "a streamed model runs inside a batch's coroutine only"
     for each in slices:
@@ -95,7 +119,7 @@ def run_slices(slices: Sequence[_Slice]) -> Any:
             each.answers = [next(answers) for _ in each.calls]
             each.switch()
     assert all(each.dead for each in slices), "a layer asked for experts twice"
-    return join([each.output for each in slices])
+    return [each.output for each in slices]
 
 
 def cut_rows(count: int, tokens: int) -> Iterator[slice]:
@@ -115,8 +139,24 @@ def take(value: Any, rows: slice, count: int) -> Any:
     return CacheRows(value, rows, count) if isinstance(value, DynamicCache) else value
 
 
-def join(outputs: Sequence[Any]) -> Any:
-    """One output of those of all slices; see `take`."""
+def take_tokens(value: Any, part: slice, tokens: int) -> Any:
+    """What concerns these tokens out of what concerns so many of each sequence; a mask has a row for each."""
+    if isinstance(value, torch.Tensor):
+        dim = {1: 0, 4: 2}.get(value.dim(), 1)
+        return value.narrow(dim, part.start, part.stop - part.start) if value.shape[dim] == tokens else value
+    if isinstance(value, tuple | list):
+        return type(value)(take_tokens(each, part, tokens) for each in value)
+    if isinstance(value, dict):
+        return {name: take_tokens(each, part, tokens) for name, each in value.items()}
+    return value
+
+
+def join(outputs: Sequence[Any], hidden: torch.Tensor) -> Any:
+    """The layer's output of those of all slices, in the memory of its input, which nobody will look at again.
+
+    Fresh memory of that size would take longer than the copy.
+    """
     if isinstance(outputs[0], tuple):
-        return tuple(map(join, zip(*outputs, strict=True)))
-    return torch.cat(list(outputs)) if isinstance(outputs[0], torch.Tensor) else outputs[0]
+        assert not any(each is not None for output in outputs for each in output[1:]), "only tokens can be joined"
+        return (join([output[0] for output in outputs], hidden), *outputs[0][1:])
+    return torch.cat(list(outputs), out=hidden)

@@ -44,7 +44,11 @@ class Batch(Protocol):
 
     @property
     def pairs(self) -> int:
-        """Pairs of one of these tokens and one that it looks at."""
+        """Pairs of one of these tokens and one that it looks at, in all layers."""
+
+    @property
+    def spared(self) -> int:
+        """Those of these tokens of which the last layer only keeps keys and values."""
 
     @property
     def output_tokens(self) -> int:

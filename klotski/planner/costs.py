@@ -1,41 +1,58 @@
-"""How long a group's life is expected to take: what a planner compares its candidates by.
+"""How long a workload is expected to take: what a planner compares its candidates by.
 
 Nominal rates, of a small machine with an NVMe drive: a plan shall not depend on how busy the
 machine was in the second in which it was made. What they decide is a ratio, bytes moved for
 arithmetic done, and a plan that is best at this one is near the best at others.
 """
 
+import math
+
 from klotski.planner.facts import Demand, Group, ModelFacts
 
-__all__ = ["BUSY_SLOTS", "group_seconds"]
+__all__ = ["BUSY_SLOTS", "workload_seconds"]
 
 BUSY_SLOTS = 2  # for experts
-DISK = 2e9  # bytes a second
+DISK = 1.6e9  # bytes a second
 ARITHMETIC = 4e11  # floating-point operations a second
-TURN = 4e-3  # seconds of a batch's turn in a layer, whatever its size
+TURN = 6e-3  # seconds of a batch's turn in a layer, whatever its size
 STEP = 5e-4  # seconds of an expert's turn, likewise
 MEMORY = 2e10  # bytes of weights a second on their way into a product, however few its rows
 SHARED = 0.15  # of the time in which both go on, lost to each other: memory's bandwidth, and the cores themselves
 UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 
 
-def group_seconds(
+def workload_seconds(
     facts: ModelFacts, demand: Demand, group: Group, prefill_tokens: int, expert_slots: int, streamed: float
 ) -> float:
-    """Seconds for a request of a group: its share of the group's prefill and decoding.
+    """Seconds for all requests, in groups as heavy as the heaviest.
 
-    One batch reads its prompts at a time; the others may decode in the same sweep, which counts as theirs.
+    Batches read their prompts one after the other, so many pieces each; then each decodes, beside what
+    others do. A batch may begin when the one before it has read its prompts, and one of the group has
+    ended. The smaller the pieces, the more evenly are the sweeps that read prompts (bound by arithmetic)
+    spread over those that only decode (bound by the disk), and the longer it takes until all batches
+    are at work, and until the last has ended.
     """
-    prompts = group.prompt_tokens
-    sweeps = max(1.0, prompts / prefill_tokens)
-    prefill = sweeps * sweep_seconds(facts, group, prompts / sweeps, 1, expert_slots, streamed)
-    batches = group.sequences / group.batch_size
-    decode = sweep_seconds(facts, group, group.sequences, batches, expert_slots, streamed)
-    return (prefill + (demand.output_tokens - 1) * decode) / group.sequences
+    batch_size, in_group = group.batch_size, -(-group.sequences // group.batch_size)
+    batches = -(-len(demand.lengths) // batch_size)
+    prompts = group.prompt_tokens / in_group
+    spared = facts.spared_flops / max(1, facts.dense_flops + facts.expert_flops)
+    pieces = max(1, math.ceil(prompts / prefill_tokens))
+    life = pieces + demand.output_tokens - 1
+    waves, last = divmod(batches - 1, in_group)
+    sweeps = waves * max(life, in_group * pieces) + last * pieces + life
+    reading = min(batches * pieces, sweeps)
+    decoding = len(demand.lengths) * (demand.output_tokens - 1) / sweeps  # tokens of a sweep, on average
+    turns = batches * life / sweeps
+
+    def sweep(tokens: float) -> float:
+        return sweep_seconds(facts, tokens, decoding, turns, expert_slots, streamed)
+
+    prompt = batches * prompts / reading * (1 - spared)
+    return reading * sweep(decoding + prompt) + (sweeps - reading) * sweep(decoding)
 
 
 def sweep_seconds(
-    facts: ModelFacts, group: Group, tokens: float, batches: float, expert_slots: int, streamed: float
+    facts: ModelFacts, tokens: float, sampled: float, batches: float, expert_slots: int, streamed: float
 ) -> float:
     """Seconds of one sweep of so many batches: the disk's or the arithmetic's, whichever takes longer.
 
@@ -46,7 +63,7 @@ def sweep_seconds(
     attention = tokens * facts.dense_flops / ARITHMETIC + batches * facts.num_layers * TURN
     turn = STEP + facts.largest_expert / MEMORY
     experts = tokens * facts.expert_flops / ARITHMETIC + facts.num_experts * turn
-    arithmetic = attention + experts + group.sequences * facts.head_flops / ARITHMETIC
+    arithmetic = attention + experts + sampled * facts.head_flops / ARITHMETIC
     ahead = facts.num_layers * (expert_slots - BUSY_SLOTS) * facts.largest_expert / DISK
     reading = streamed / DISK
     lost = (SHARED + UNEVEN / (expert_slots - 1)) * min(reading, experts)

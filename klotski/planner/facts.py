@@ -38,7 +38,8 @@ class ModelFacts:
     dense_flops: int = 0  # of a token on its way through all layers, experts apart
     expert_flops: int = 0  # of a token in all experts that it chooses
     head_flops: int = 0  # of a sequence that is given a token
-    pair_flops: int = 0  # of a token and one that it looks at, in all layers
+    pair_flops: int = 0  # of a token and one that it looks at, in one layer
+    spared_flops: int = 0  # of the last layer, for a token of which it only keeps keys and values
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -50,9 +51,10 @@ class ModelFacts:
         """Layers, with experts or without."""
         return len(self.expert_counts)
 
-    def flops(self, tokens: int, sampled: int, pairs: int) -> int:
-        """Operations of a sweep with so many tokens, sequences that are given one, and pairs of tokens."""
-        return tokens * (self.dense_flops + self.expert_flops) + sampled * self.head_flops + pairs * self.pair_flops
+    def flops(self, tokens: int, sampled: int, pairs: int, spared: int) -> int:
+        """Operations of a sweep with so many tokens, sequences that are given one, pairs, and spared tokens."""
+        through = tokens * (self.dense_flops + self.expert_flops) - spared * self.spared_flops
+        return through + sampled * self.head_flops + pairs * self.pair_flops
 
     @cached_property
     def num_experts(self) -> int:

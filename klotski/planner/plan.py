@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from klotski.core import Block, Residents
 from klotski.errors import BudgetError
-from klotski.planner.costs import BUSY_SLOTS, group_seconds
+from klotski.planner.costs import BUSY_SLOTS, workload_seconds
 from klotski.planner.facts import Demand, Group, ModelFacts
 from klotski.units import format_size
 
@@ -21,7 +21,7 @@ __all__ = ["Budget", "Plan", "Wishes", "make_plan"]
 LARGEST_BATCH = 128  # sequences; beyond, more batches hide transfers better than larger ones
 MOST_BATCHES = 16  # the paper's largest group has 15
 FEWEST_BATCHES = 4  # a workload of a few prompts is still cut into so many
-PREFILL_TOKENS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128, 64)  # of one sweep; then 1 of each sequence
+PREFILL_TOKENS = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 256, 128, 64)  # of one sweep
 DENSE_SLOTS = 2
 HEAP = 1.4  # bytes of the heap for each byte in use
 
@@ -98,7 +98,7 @@ def make_plan(facts: ModelFacts, demand: Demand, budget: Budget, wishes: Wishes)
         left = budget.nbytes - needs[choice] if keeps_blocks else 0
         streamed = max(0, facts.weight_bytes - left)
         group = demand.group(choice.n_batches, choice.batch_size)
-        return group_seconds(facts, demand, group, choice.prefill_tokens, choice.expert_slots, streamed)
+        return workload_seconds(facts, demand, group, choice.prefill_tokens, choice.expert_slots, streamed)
 
     best = min(fitting, key=lambda choice: (seconds(choice), choice))
     left = budget.nbytes - needs[best]

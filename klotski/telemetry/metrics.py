@@ -12,11 +12,13 @@ busier of two resources needed, summed.
   of the experts' own shape (`rates.compute`, operations a second).
 
 Both rates are measured before the first sweep and after the last, and the median is taken; where
-the lane itself reached more while it was busy, that counts. Not counted, so that a run has to pay for it out of its efficiency: softmax, norms, activations,
-routing, gathering, sampling, the interpreter, products of few rows, which are slower, and every
-wait. `efficiency` is the bound divided by the elapsed time. `prefill_rate` is what the
-sweeps that read prompts did, in those operations a second; `prefill_efficiency` divides it by
-`rates.compute`.
+the lane itself reached more while it was busy, that counts. Not counted, so that a run has to pay
+for it out of its efficiency: softmax, norms, activations, routing, gathering, sampling, the
+interpreter, products of few rows, which are slower, and every wait. What was not computed does not
+count either: of a prompt's tokens but the last, the last layer only keeps keys and values.
+
+`efficiency` is the bound divided by the elapsed time. `prefill_rate` is what the sweeps that read
+prompts did, in those operations a second; `prefill_efficiency` divides it by `rates.compute`.
 """
 
 from collections import defaultdict

@@ -89,6 +89,7 @@ def test_tokens_are_the_same_where_prompts_are_read_in_pieces(
     Layers that keep a state instead of tokens get each prompt whole, and the bound is the longest batch's.
     """
     monkeypatch.setattr(slices, "SLICE", 2)
+    monkeypatch.setattr(slices, "NORMED", 96)
     run = task.run(tmp_path / "run", "pipeline.n_batches=3", f"pipeline.prefill_tokens={piece * BATCH_SIZE}")
     plan = json.loads((run / "plan.json").read_text())
     sweeps = [line for line in read_lines(run / "events.jsonl") if line["event"] == "sweep"]

@@ -136,6 +136,7 @@ class FakeBatch:
         self.is_prefilling = True
         self.tokens = prompt[0]
         self.pairs = prompt[0]
+        self.spared = 0
         self.output_tokens = 0
         self.cache_bytes = 0
         self.routing: Routing | None = None

@@ -27,7 +27,7 @@ from klotski.planner import (
     peak_memory,
     runtime_memory,
 )
-from klotski.planner.costs import group_seconds
+from klotski.planner.costs import workload_seconds
 from klotski.units import parse_size
 from tests.unit.fakes import examples
 
@@ -67,7 +67,7 @@ class Question:
         left = plan.budget - used if plan.residents or self.wishes.residents is Residents.greedy else 0
         streamed = max(0, self.facts.weight_bytes - left)
         group = self.demand.group(plan.n_batches, plan.batch_size)
-        return group_seconds(self.facts, self.demand, group, plan.prefill_tokens, plan.expert_slots, streamed)
+        return workload_seconds(self.facts, self.demand, group, plan.prefill_tokens, plan.expert_slots, streamed)
 
 
 def model(experts: Sequence[int] = (4, 4), dense: int = 1000, expert: int = 500, **more: Any) -> ModelFacts:
@@ -289,19 +289,34 @@ def test_demand_covers_whichever_batches_are_in_flight_together(
 
 @given(models(), DEMANDS, st.integers(1, 8), st.integers(1, 8), st.integers(1, 999), st.integers(2, 9), st.floats(0, 1))
 @examples(100)
-def test_fewer_streamed_bytes_larger_prefills_and_more_slots_are_never_slower(
+def test_fewer_streamed_bytes_and_more_slots_are_never_slower(
     facts: ModelFacts, demand: Demand, n: int, size: int, prefill: int, slots: int, share: float
 ) -> None:
-    def seconds(prefill: int, slots: int, streamed: float) -> float:
-        return group_seconds(facts, demand, demand.group(n, size), prefill, slots, streamed)
+    def seconds(slots: int, streamed: float) -> float:
+        return workload_seconds(facts, demand, demand.group(n, size), prefill, slots, streamed)
 
     streamed = share * facts.weight_bytes
-    expected = seconds(prefill, slots, streamed)
+    expected = seconds(slots, streamed)
     assert expected > 0
     less = expected * (1 + 1e-9)
-    assert seconds(prefill + 7, slots, streamed) <= less
-    assert seconds(prefill, slots + 1, streamed) <= less
-    assert seconds(prefill, slots, streamed / 2) <= less
+    assert seconds(slots + 1, streamed) <= less
+    assert seconds(slots, streamed / 2) <= less
+
+
+def test_where_many_groups_follow_each_other_prompts_are_read_beside_what_decodes() -> None:
+    """A sweep of decoding is bound by the disk, one over whole prompts by arithmetic: together they take less."""
+    facts = model(dense=10**7, expert=10**9, dense_flops=10**9, expert_flops=10**10)
+
+    def whole_prompts_take(requests: int) -> float:
+        demand = Demand([(64, 64)] * requests)
+        pieces, whole = (
+            workload_seconds(facts, demand, demand.group(8, 16), tokens, 4, facts.weight_bytes)
+            for tokens in (128, 1024)
+        )
+        return whole / pieces
+
+    assert whole_prompts_take(128) < 1
+    assert whole_prompts_take(5000) > 1.03
 
 
 def test_many_sequences_come_before_residents() -> None:
@@ -370,8 +385,8 @@ def test_weights_are_all_that_a_model_has() -> None:
     facts = model(experts=(2, 0))
     assert facts.weight_bytes == 2 * 1000 + 2 * 500
     assert (facts.largest_dense, facts.largest_expert) == (1000, 500)
-    facts = replace(facts, pair_flops=10)
-    assert facts.flops(tokens=5, sampled=2, pairs=7) == 5 * 2000 + 2 * 1000 + 7 * 10
+    facts = replace(facts, pair_flops=10, spared_flops=300)
+    assert facts.flops(tokens=5, sampled=2, pairs=7, spared=3) == 5 * 2000 - 3 * 300 + 2 * 1000 + 7 * 10
 
 
 def test_free_memory_leaves_some_and_says_why() -> None:

@@ -25,9 +25,10 @@ def test_every_sequence_is_in_one_slice_of_bounded_size(count: int, tokens: int)
 @examples(40)
 def test_what_was_taken_apart_by_sequences_comes_together_again(count: int, tokens: int) -> None:
     hidden = torch.arange(count * tokens * 2).view(count, tokens, 2)
-    output = (hidden, None)
-    assert torch.equal(join([take(output, rows, count)[0] for rows in cut_rows(count, tokens)]), hidden)
-    joined, nothing = join([take(output, rows, count) for rows in cut_rows(count, tokens)])
+    memory = torch.zeros_like(hidden)
+    assert join([take(hidden, rows, count) for rows in cut_rows(count, tokens)], memory) is memory
+    assert torch.equal(memory, hidden)
+    joined, nothing = join([take((hidden, None), rows, count) for rows in cut_rows(count, tokens)], memory.zero_())
     assert torch.equal(joined, hidden)
     assert nothing is None
 
@@ -65,5 +66,5 @@ def test_a_norm_of_slices_is_the_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     norm = nn.RMSNorm(8)
     expected = norm(hidden)
     cut_norm(norm)
-    monkeypatch.setattr(slices, "SLICE", 4)
+    monkeypatch.setattr(slices, "NORMED", 4 * 8)
     assert torch.equal(norm(hidden), expected)

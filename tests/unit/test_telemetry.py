@@ -147,8 +147,8 @@ def test_the_trace_has_a_track_for_each_lane_on_which_nothing_overlaps(
             recorder.span(span)
         if waits:
             recorder.bubble(Span(LaneName.COMPUTE, Operation(Compute.EXPERT, 3, 1), 1.0, 2.0))
-            recorder.sweep(SweepReport(0, 0.0, 2.0, 1, 10, 0, 1, 400, 0))
-            recorder.sweep(SweepReport(1, 2.0, 5.0, 1, 0, 1, 1, 440, 0))
+            recorder.sweep(SweepReport(0, 0.0, 2.0, 1, 10, 0, 1, 400, 0, 0))
+            recorder.sweep(SweepReport(1, 2.0, 5.0, 1, 0, 1, 1, 440, 0, 0))
             expected |= {"bubbles", "sweeps"}
         recorder.flush()
     write_trace(folder / "events.jsonl", folder / "trace.json")
@@ -207,7 +207,7 @@ def test_without_a_file_events_are_added_up_all_the_same() -> None:
     recorder = Recorder(None)
     recorder.span(Span("disk", Operation("dense", 2, nbytes=7), 0.5, 0.75))
     recorder.bubble(Span("compute", Operation(Compute.ATTENTION, 2), 0.5, 0.75))
-    recorder.sweep(SweepReport(0, 0.0, 2.0, 1, 10, 0, 1, 400, 0))
+    recorder.sweep(SweepReport(0, 0.0, 2.0, 1, 10, 0, 1, 400, 0, 0))
     recorder.flush()
     assert (recorder.busy_seconds, recorder.bytes_moved) == ({"disk": 0.25}, {"disk": 7})
     assert recorder.bubble_seconds == 0.25
@@ -337,6 +337,7 @@ FACTS = ModelFacts(
     expert_flops=20,
     head_flops=1000,
     pair_flops=100,
+    spared_flops=7,
 )
 
 
@@ -369,10 +370,10 @@ def test_what_was_read_before_the_first_sweep_belongs_to_none(
     account.ready(10_000)
     read(recorder, 200, 0.5)
     read(recorder, 100, 0.25)
-    account.sweep(SweepReport(0, 4.0, 6.0, 2, 6, 1, 2, 400, 0))
-    account.sweep(SweepReport(1, 6.0, 6.5, 2, 0, 2, 2, 440, 0))
+    account.sweep(SweepReport(0, 4.0, 6.0, 2, 6, 1, 2, 400, 0, 0))
+    account.sweep(SweepReport(1, 6.0, 6.5, 2, 0, 2, 2, 440, 0, 0))
     read(recorder, 50, 0.125)
-    account.sweep(SweepReport(2, 6.5, 7.0, 1, 0, 1, 0, 20, 0))
+    account.sweep(SweepReport(2, 6.5, 7.0, 1, 0, 1, 0, 20, 0, 0))
     assert [use.nbytes.get(LaneName.DISK) for use in totals.sweeps] == [300, 0, 50]
     assert [use.busy.get(LaneName.DISK) for use in totals.sweeps] == pytest.approx([0.75, 0.0, 0.125])
     assert [use.seconds for use in totals.sweeps] == [2.0, 0.5, 0.5]
@@ -384,16 +385,16 @@ def test_a_sweeps_arithmetic_is_that_of_its_tokens_of_their_pairs_and_of_the_hea
     account: Account, totals: Totals
 ) -> None:
     account.ready(0)
-    account.sweep(SweepReport(0, 0.0, 1.0, 2, 6, 1, 2, 400, 15))
-    account.sweep(SweepReport(1, 1.0, 2.0, 2, 0, 2, 2, 400, 9))
-    assert [use.flops for use in totals.sweeps] == [7 * 30 + 15 * 100 + 2 * 1000, 2 * 30 + 9 * 100 + 2 * 1000]
+    account.sweep(SweepReport(0, 0.0, 1.0, 2, 6, 1, 2, 400, 15, 4))
+    account.sweep(SweepReport(1, 1.0, 2.0, 2, 0, 2, 2, 400, 9, 0))
+    assert [use.flops for use in totals.sweeps] == [7 * 30 - 4 * 7 + 15 * 100 + 2 * 1000, 2 * 30 + 9 * 100 + 2 * 1000]
     assert totals.output_tokens == 4
 
 
 def test_the_peak_of_memory_is_what_lasts_and_the_largest_cache(account: Account, totals: Totals) -> None:
     account.ready(10_000)
     for index, cache in enumerate((400, 900, 100)):
-        account.sweep(SweepReport(index, index, index + 1.0, 1, 0, 1, 1, cache, 0))
+        account.sweep(SweepReport(index, index, index + 1.0, 1, 0, 1, 1, cache, 0, 0))
     assert totals.peak_memory["device"] == 10_900
     assert totals.peak_memory["process"] > 10**6
 
@@ -405,10 +406,10 @@ def test_a_result_is_on_disk_and_in_the_totals_when_it_has_been_told(
     assert [(line["id"], line["token_ids"]) for line in read_lines(tmp_path / "results.jsonl")] == [("1", [4, 2])]
     assert (totals.num_requests, totals.prompt_tokens) == (1, 3)
     account.sweeping(count := PrefetchCount(requested=3, used=1))
-    account.sweep(SweepReport(0, 0.0, 1.0, 1, 0, 1, 1, 0, 0))
+    account.sweep(SweepReport(0, 0.0, 1.0, 1, 0, 1, 1, 0, 0, 0))
     assert (totals.prefetch_requested, totals.prefetch_used) == (3, 1)
     count.used = 2
-    account.sweep(SweepReport(1, 1.0, 2.0, 1, 0, 1, 1, 0, 0))
+    account.sweep(SweepReport(1, 1.0, 2.0, 1, 0, 1, 1, 0, 0, 0))
     assert totals.prefetch_used == 2
 
 
