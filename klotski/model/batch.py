@@ -106,7 +106,8 @@ class GenerationBatch(greenlet, Handover):
     def run(self) -> None:
         """The coroutine's body: transformers' own loop."""
         ids, mask = pad_left([request.prompt for request in self.requests], self._decoding.pad_id)
-        watch = _Watch(self, ids.shape[1], self._on_result)
+        scores = _Scores()
+        watch = _Watch(self, ids.shape[1], self._on_result, scores)
         longest = max(request.max_tokens for request in self.requests)
         self._model.generate(
             input_ids=ids,
@@ -119,7 +120,7 @@ class GenerationBatch(greenlet, Handover):
                 prefill_chunk_size=self._chunk if self._chunk < ids.shape[1] else None,
             ),
             stopping_criteria=StoppingCriteriaList([watch]),
-            logits_processor=LogitsProcessorList(self._noise()),
+            logits_processor=LogitsProcessorList(self._processors(scores)),
         )
         self._cache = None  # its memory is the next batch's
 
@@ -150,24 +151,28 @@ class GenerationBatch(greenlet, Handover):
         assert self.parent is not None
         self.parent.switch()
 
-    def _noise(self) -> list[LogitsProcessor]:
+    def _processors(self, scores: "_Scores") -> list[LogitsProcessor]:
         if self._decoding.temperature == 0:
-            return []
+            return [scores]
         seeds = [self._decoding.seed * SEEDS_APART + request.number for request in self.requests]
-        return [_Gumbel(seeds, self._decoding.temperature)]
+        return [scores, _Gumbel(seeds, self._decoding.temperature), scores]
 
 
 class _Watch(StoppingCriteria):
     """Ends each sequence at its own stop or length, and reports it in the same step."""
 
-    def __init__(self, batch: GenerationBatch, prompt_length: int, on_result: Callable[[Result], None]) -> None:
+    def __init__(
+        self, batch: GenerationBatch, prompt_length: int, on_result: Callable[[Result], None], scores: "_Scores"
+    ) -> None:
         self.eos_token_id = batch._decoding.stop_ids  # tells `generate` to pad what has ended
         self._batch = batch
         self._prompt_length = prompt_length
         self._on_result = on_result
+        self._scores = scores
         self._ended = [False] * len(batch.requests)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self._scores.forget()
         self._batch.step_taken(self._ended.count(False))
         length = input_ids.shape[1] - self._prompt_length
         for row, (request, token) in enumerate(zip(self._batch.requests, input_ids[:, -1].tolist(), strict=True)):
@@ -177,6 +182,26 @@ class _Watch(StoppingCriteria):
                 tokens = input_ids[row, self._prompt_length :].tolist()
                 self._on_result(Result(request, tuple(tokens), "stop" if stopped else "length"))
         return torch.tensor(self._ended, device=input_ids.device)
+
+
+class _Scores(LogitsProcessor):
+    """Frees a step's scores once tokens have been chosen by them.
+
+    `generate` holds on to them until the next step has others: float32 for each sequence and each
+    token of the vocabulary, for every batch of the group.
+    """
+
+    def __init__(self) -> None:
+        self._given: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._given.append(scores)
+        return scores
+
+    def forget(self) -> None:
+        """Take the memory from under all that came by; nobody will look at it again."""
+        while self._given:
+            self._given.pop().untyped_storage().resize_(0)
 
 
 class _Gumbel(LogitsProcessor):

@@ -11,8 +11,8 @@ Given every advantage that was found:
 - The device map is made by module, so that a layer's attention and its experts come and go apart:
   the peak is one layer's experts. Weights come from the prepared safetensors, mapped into memory,
   which measured better than Accelerate's own `.dat` files and than reads.
-- The benchmark lets torch's threads sleep while they wait (`OMP_WAIT_POLICY`, as ours do), and keeps
-  few compiled products (`ONEDNN_PRIMITIVE_CACHE_CAPACITY`: more memory for a larger batch).
+- The benchmark lets torch's threads spin as long as ours do (`GOMP_SPINCOUNT`), and keeps few
+  compiled products (`ONEDNN_PRIMITIVE_CACHE_CAPACITY`: more memory for a larger batch).
 - The last tokens are packed before they are multiplied with the head (150 times faster in bfloat16),
   and prompts are read in pieces where the whole batch of them would not fit.
 - Routed experts run in transformers' `eager` implementation; `grouped_mm` was no faster, and took more.
