@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from klotski.core import Block
-from klotski.model import SLICE, OpenModel, WorkspaceShape, keeps_all_tokens, keeps_tokens
+from klotski.model import ROWS, SLICE, OpenModel, WorkspaceShape, keeps_all_tokens, keeps_tokens
 from klotski.planner import ModelFacts
 from klotski.weights import IN_FLIGHT, ParameterSpec
 
@@ -27,8 +27,9 @@ def gather_facts(model: OpenModel) -> ModelFacts:
     experts, top_k, hidden, _ = shape
     heads = text.num_attention_heads * (getattr(text, "head_dim", None) or hidden // text.num_attention_heads)
     eager = getattr(text, "_attn_implementation", None) == "eager"
-    workspace = {tokens: shape.nbytes(tokens, item) for tokens in (10_000, 10_001)}
-    per_token = workspace[10_001] - workspace[10_000]  # where the rows inside an expert have reached their bound
+    enough = 100 * ROWS  # tokens; inside an expert, no more of them find room
+    per_token = shape.nbytes(enough + 1, item) - shape.nbytes(enough, item)
+    per_row = (shape.nbytes(enough, item) - shape.nbytes(0, item) - enough * per_token) // ROWS
     return ModelFacts(
         fixed_bytes=model.fixed.slot_bytes,
         block_bytes={block: layout.slot_bytes for block, layout in model.layouts.items()},
@@ -40,7 +41,9 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         # router's logits and probabilities; choices, their weights, and how they are sorted.
         waiting_bytes=4 * item * hidden + experts * (item + 2 * FLOAT) + top_k * (4 * INT + 2 * FLOAT),
         workspace_bytes=per_token,
-        rows_bytes=workspace[10_000] - 10_000 * per_token,
+        rows_bytes=shape.nbytes(1, item) - per_token - per_row,  # with rows up to a whole step
+        row_bytes=per_row,
+        rows=ROWS,
         # Queries, keys and values, before and after they are turned; the output, before and after its projection.
         attention_bytes=item * (4 * hidden + 8 * heads),
         score_bytes=(text.num_attention_heads * (item + 2 * FLOAT) if eager else 0) + item + 1,

@@ -15,7 +15,17 @@ from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
 from klotski.model import Decoding, GenerationBatch, OpenModel, Workspace, open_model
 from klotski.pipeline import Policy, Popularity, Sweeper, run_group
-from klotski.planner import Budget, Demand, ModelFacts, Plan, Wishes, free_memory, make_plan, runtime_memory
+from klotski.planner import (
+    Budget,
+    Demand,
+    ModelFacts,
+    Plan,
+    Wishes,
+    free_memory,
+    make_plan,
+    process_memory,
+    runtime_memory,
+)
 from klotski.schema import DType, LoadFormat, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count, parse_size
@@ -37,6 +47,7 @@ __all__ = ["TorchExecutor"]
 
 logger = logging.getLogger(__name__)
 
+NEARLY_ALL = 0.95  # of the budget; a sweep without prompts takes less of the heap than what is left
 DTYPES = {DType.auto: None, DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
 
 
@@ -83,7 +94,7 @@ class TorchExecutor:
 
             def swept(report: SweepReport) -> None:
                 account.sweep(report)
-                if report.prefill_tokens:
+                if report.prefill_tokens or process_memory() > NEARLY_ALL * plan.budget:
                     return_free_memory()
 
             run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, swept)

@@ -2,12 +2,13 @@
 
 from klotski.model.batch import Decoding, GenerationBatch
 from klotski.model.cache import keeps_all_tokens, keeps_tokens
-from klotski.model.experts import ExpertPhase, Workspace, WorkspaceShape
+from klotski.model.experts import ROWS, ExpertPhase, Workspace, WorkspaceShape
 from klotski.model.opening import OpenModel, open_model
 from klotski.model.shell import Shell
 from klotski.model.slices import SLICE
 
 __all__ = [
+    "ROWS",
     "SLICE",
     "Decoding",
     "ExpertPhase",

@@ -1,7 +1,7 @@
 """What the run is decided to be before it starts."""
 
 from klotski.planner.facts import Demand, ModelFacts
-from klotski.planner.hardware import free_memory, peak_memory, runtime_memory
+from klotski.planner.hardware import free_memory, peak_memory, process_memory, runtime_memory
 from klotski.planner.plan import Budget, Plan, Wishes, make_plan
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "free_memory",
     "make_plan",
     "peak_memory",
+    "process_memory",
     "runtime_memory",
 ]

@@ -15,9 +15,10 @@ class ModelFacts:
     """Sizes of a model in bytes as they are on the device, and its arithmetic in floating-point operations.
 
     A token in flight is held twice: by its batch, which waits for its turn in the middle of a layer
-    (`waiting_bytes`), and by the workspace of the expert phase (`workspace_bytes`, and `rows_bytes` for
-    the tokens inside an expert). The batch whose turn it is needs `attention_bytes` for each token of
-    the slice that it works on, and `score_bytes` for each pair of a token and one that it looks at.
+    (`waiting_bytes`), and by the workspace of the expert phase (`workspace_bytes`, `rows_bytes` whatever
+    their number, and `row_bytes` for each of at most `rows` inside an expert). The batch whose turn it
+    is needs `attention_bytes` for each token of the slice that it works on, and `score_bytes` for each
+    pair of a token and one that it looks at.
     """
 
     fixed_bytes: int
@@ -34,6 +35,8 @@ class ModelFacts:
     logits_bytes: int  # of a sequence that is given a token
     staging_bytes: int  # of the reader's buffers
     reads_whole_prompts: bool = False  # in one sweep; otherwise they may be cut into pieces
+    row_bytes: int = 0
+    rows: int = 0
     slice_tokens: int = 0  # or one sequence that has more; 0: a batch is worked on as a whole
     dense_flops: int = 0  # of a token on its way through all layers, experts apart
     expert_flops: int = 0  # of a token in all experts that it chooses

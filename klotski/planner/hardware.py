@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["free_memory", "peak_memory", "runtime_memory"]
+__all__ = ["free_memory", "peak_memory", "process_memory", "runtime_memory"]
 
 STATUS = Path("/proc/self/status")
 SHARE = 0.8  # of free memory; the rest is the page cache's and other programs'
@@ -15,13 +15,18 @@ GROWTH = 128 << 20  # bytes that torch's libraries take for themselves once they
 def free_memory() -> tuple[int, str]:
     """Bytes of CPU memory that this process may take in all, and why so many."""
     available = psutil.virtual_memory().available
-    own = psutil.Process().memory_info().rss
+    own = process_memory()
     return int(available * SHARE) + own, f"{SHARE:.0%} of the {available / 1e9:.1f}GB that are free"
 
 
 def runtime_memory() -> int:
     """Bytes that the interpreter, its libraries and what was read of the workload take by themselves."""
-    return int(psutil.Process().memory_info().rss) + GROWTH
+    return process_memory() + GROWTH
+
+
+def process_memory() -> int:
+    """Bytes that the process takes now."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory() -> int:

@@ -156,7 +156,7 @@ def needed(facts: ModelFacts, demand: Demand, budget: Budget, choice: Candidate)
         "dense_slots": DENSE_SLOTS * facts.largest_dense,
         "expert_slots": choice.expert_slots * facts.largest_expert,
         "kv_cache": group.context_tokens * facts.kv_bytes,
-        "workspace": tokens * facts.workspace_bytes + facts.rows_bytes,
+        "workspace": tokens * facts.workspace_bytes + facts.rows_bytes + min(tokens, facts.rows) * facts.row_bytes,
         "activations": activation_bytes(facts, group, tokens, turn),
     }
 

@@ -33,9 +33,9 @@ def keep_small_memory() -> None:
     """Let the C library keep what torch's operations give back, for the next ones.
 
     It would be fresh memory each time: results of 4 MB took twice as long as the products that made
-    them. What lies free between pieces in use is counted in the plan, and given back after each sweep
-    that reads prompts (`return_free_memory`). Other C libraries than glibc
-    have neither these limits nor, perhaps, the trouble.
+    them. What lies free between pieces in use is counted in the plan, and given back after sweeps that
+    read prompts and where memory runs short (`return_free_memory`). Other C libraries than glibc have
+    neither these limits nor, perhaps, the trouble.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
