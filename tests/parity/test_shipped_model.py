@@ -9,6 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from klotski.assets import PROMPTS, TINY
+from klotski.core import SweepReport
+from klotski.executors.account import Account
 from tests.cli.process import run_klotski
 from tests.engine import read_lines, read_results, run_engine
 from tests.reference import plain_generate
@@ -33,6 +35,24 @@ def test_every_prompt_has_a_result_in_text(first_run: Path) -> None:
     assert {line["id"] for line in results} == {line["id"] for line in read_lines(PROMPTS)}
     assert sum(any(word in line["text"] for word in (" the ", " I ", " of ", " and ")) for line in results) > 16
     assert all(line["output_tokens"] == 64 or line["finish_reason"] == "stop" for line in results)
+
+
+def test_what_counts_as_arithmetic_is_what_each_layer_looks_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt of 10 tokens for each of 4 sequences, in two pieces, then one token of each at a time."""
+    reports: list[SweepReport] = []
+    monkeypatch.setattr(Account, "sweep", lambda account, report: reports.append(report))
+    lengths = ["workload.num_requests=4", "workload.input_tokens=10", "workload.output_tokens=3"]
+    group = ["pipeline.n_batches=1", "pipeline.batch_size=4", "pipeline.prefill_tokens=20"]
+    run_engine(tmp_path, "workload=synthetic", *lengths, *group)
+    layers = json.loads((TINY / "config.json").read_text())["num_hidden_layers"]
+    first, second = sum(range(1, 6)), sum(range(6, 11))
+    assert [report.pairs for report in reports] == [
+        4 * ((layers - 1) * first + 5),
+        4 * ((layers - 1) * second + 10),
+        4 * layers * 11,
+        4 * layers * 12,
+    ]
+    assert [report.spared for report in reports] == [16, 16, 0, 0]
 
 
 def test_it_truly_streams(first_run: Path) -> None:
