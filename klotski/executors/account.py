@@ -5,7 +5,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from klotski.core import LaneName, Request, Result, SweepReport
+from klotski.core import Request, Result, SweepReport
 from klotski.pipeline import PrefetchCount
 from klotski.planner import ModelFacts, peak_memory
 from klotski.telemetry import Progress, Recorder, RunLog, SweepUse, Totals, ratio
@@ -56,14 +56,11 @@ class Account:
     def measured(self, samples: Mapping[str, float]) -> None:
         """The machine's rates, as sampled. Where the run itself reached more, that is what the machine can do."""
         sweeps = self._totals.sweeps
-        work = {
-            LaneName.DISK: sum(sweep.nbytes.get(LaneName.DISK, 0) for sweep in sweeps),
-            LaneName.COMPUTE: sum(sweep.flops for sweep in sweeps),
-        }
-        self._totals.rates = {
-            lane: max(rate, ratio(work[LaneName(lane)], sum(sweep.busy.get(lane, 0.0) for sweep in sweeps)))
-            for lane, rate in samples.items()
-        }
+        for lane, rate in samples.items():
+            reached = ratio(
+                sum(sweep.work[lane] for sweep in sweeps), sum(sweep.busy.get(lane, 0.0) for sweep in sweeps)
+            )
+            self._totals.rates[lane] = max(rate, reached)
 
     def sweeping(self, prefetch: PrefetchCount) -> None:
         """Sweeps begin; the sweeper keeps `prefetch` as they go."""

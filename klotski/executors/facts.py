@@ -27,6 +27,7 @@ def gather_facts(model: OpenModel) -> ModelFacts:
     experts, top_k, hidden, _ = shape
     heads = text.num_attention_heads * (getattr(text, "head_dim", None) or hidden // text.num_attention_heads)
     eager = getattr(text, "_attn_implementation", None) == "eager"
+    in_slices = keeps_all_tokens(model.config)
     enough = 100 * ROWS  # tokens; inside an expert, no more of them find room
     per_token = shape.nbytes(enough + 1, item) - shape.nbytes(enough, item)
     per_row = (shape.nbytes(enough, item) - shape.nbytes(0, item) - enough * per_token) // ROWS
@@ -49,13 +50,13 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         score_bytes=(text.num_attention_heads * (item + 2 * FLOAT) if eager else 0) + item + 1,
         logits_bytes=3 * FLOAT * text.vocab_size,
         reads_whole_prompts=not keeps_tokens(model.config),
-        slice_tokens=SLICE if keeps_all_tokens(model.config) else 0,
+        slice_tokens=SLICE if in_slices else 0,
         staging_bytes=IN_FLIGHT * model.staging,
         dense_flops=sum(flops(layout.views) for block, layout in model.layouts.items() if block.is_dense),
         expert_flops=top_k * sum(flops(model.layouts[Block(layer, 0)].views) for layer in layers_with_experts(model)),
         head_flops=2 * hidden * text.vocab_size,
-        pair_flops=pair_flops(text) if keeps_all_tokens(model.config) else 0,
-        spared_flops=spared_flops(model) if keeps_all_tokens(model.config) else 0,
+        pair_flops=pair_flops(text) if in_slices else 0,
+        spared_flops=spared_flops(model) if in_slices else 0,
     )
 
 

@@ -1,8 +1,8 @@
 """The two places where unmodified transformers code hands control back.
 
-A forward pre-hook on every decoder layer, and the experts interface. Both find the batch that is
-running by the greenlet that it is, tell it where it stopped, and switch to the pipeline. When the
-pipeline resumes the batch, the model's own code goes on.
+A forward pre-hook on every decoder layer, and the experts interface. Both find the batch (or the
+slice of one) that is running by the greenlet that it is, tell it where it stopped, and switch to the
+pipeline. When the pipeline resumes the batch, the model's own code goes on.
 """
 
 from collections.abc import Sequence

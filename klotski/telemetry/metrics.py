@@ -44,6 +44,11 @@ class SweepUse:
     is_prefill: bool
     output_tokens: int
 
+    @property
+    def work(self) -> dict[str, int]:
+        """What each resource had to do: bytes, operations."""
+        return {LaneName.DISK: self.nbytes.get(LaneName.DISK, 0), LaneName.COMPUTE: self.flops}
+
 
 @dataclass
 class Totals:
@@ -111,8 +116,7 @@ def bound_of(sweeps: list[SweepUse], rates: Mapping[str, float]) -> tuple[str | 
     """The resource that bound most of the run, and the seconds of the bound; see the module."""
     seconds: dict[str, float] = defaultdict(float)
     for sweep in sweeps:
-        work = {LaneName.DISK: sweep.nbytes.get(LaneName.DISK, 0), LaneName.COMPUTE: sweep.flops}
-        needs = {lane: ratio(amount, rates.get(lane, 0.0)) for lane, amount in work.items()}
+        needs = {lane: ratio(amount, rates.get(lane, 0.0)) for lane, amount in sweep.work.items()}
         busiest = max(needs, key=lambda lane: needs[lane])
         seconds[busiest] += needs[busiest]
     if not any(seconds.values()):
