@@ -42,13 +42,15 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         # router's logits and probabilities; choices, their weights, and how they are sorted.
         waiting_bytes=4 * item * hidden + experts * (item + 2 * FLOAT) + top_k * (4 * INT + 2 * FLOAT),
         workspace_bytes=per_token,
+        spare_bytes=top_k * hidden * item,
         rows_bytes=shape.nbytes(1, item) - per_token - per_row,  # with rows up to a whole step
         row_bytes=per_row,
         rows=ROWS,
         # Queries, keys and values, before and after they are turned; the output, before and after its projection.
         attention_bytes=item * (4 * hidden + 8 * heads),
         score_bytes=(text.num_attention_heads * (item + 2 * FLOAT) if eager else 0) + item + 1,
-        logits_bytes=3 * FLOAT * text.vocab_size,
+        # What the head gives, what a model may put in its place, and a copy in float32 to choose by.
+        logits_bytes=(2 * item + FLOAT) * text.vocab_size,
         reads_whole_prompts=not keeps_tokens(model.config),
         slice_tokens=SLICE if in_slices else 0,
         staging_bytes=IN_FLIGHT * model.staging,

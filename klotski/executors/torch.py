@@ -40,6 +40,7 @@ from klotski.weights import (
     keep_small_memory,
     resolve,
     return_free_memory,
+    slot_sizes,
 )
 from klotski.workload import Encoder, cut_batches, in_batch_order, load_requests
 
@@ -83,8 +84,8 @@ class TorchExecutor:
             stack.callback(source.close)  # after the lane that reads with it
             disk = ThreadLane(LaneName.DISK, recorder, log.clock, DEPTH)
             stack.callback(disk.close)
-            store = load_weights(model, plan, source, disk)
             workspace = make_workspace(model, plan)
+            store = load_weights(model, plan, source, disk, workspace)
             rates = Rates(store, workspace)
             account.measured(rates.measure())
             account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
@@ -150,11 +151,13 @@ def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int)
     )
 
 
-def load_weights(model: OpenModel, plan: Plan, source: Source, disk: Lane) -> BlockStore:
+def load_weights(model: OpenModel, plan: Plan, source: Source, disk: Lane, workspace: Workspace) -> BlockStore:
     """Allocate all that was planned for weights, and read what stays for the whole run."""
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     with torch.inference_mode(mode=False):  # slots are written by another thread, outside of it
-        store = BlockStore(model.layouts, slots, plan.residents, source, disk)
+        lent = plan.lent_slots * slot_sizes(model.layouts)[SlotKind.EXPERT]
+        spare = workspace.spare(plan.sequences)[:lent]
+        store = BlockStore(model.layouts, slots, plan.residents, source, disk, spare)
         fixed = allocate(model.fixed.slot_bytes)
     source.read(model.fixed, fixed)
     model.shell.bind(model.fixed.views_of(fixed))
@@ -176,7 +179,7 @@ def make_sweeper(
     policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
     experts = model.shell.expert_counts
     worker = TorchWorker(model.shell, store, workspace)
-    return Sweeper(experts, policy, Popularity(experts), store.residency, compute, worker)
+    return Sweeper(experts, policy, Popularity(experts), store.residency, compute, worker, plan.sequences)
 
 
 def make_batches(

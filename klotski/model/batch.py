@@ -155,7 +155,7 @@ class GenerationBatch(greenlet, Handover):
         if self._decoding.temperature == 0:
             return [scores]
         seeds = [self._decoding.seed * SEEDS_APART + request.number for request in self.requests]
-        return [scores, _Gumbel(seeds, self._decoding.temperature), scores]
+        return [scores, _Gumbel(seeds, self._decoding.temperature)]
 
 
 class _Watch(StoppingCriteria):
@@ -213,9 +213,11 @@ class _Gumbel(LogitsProcessor):
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        uniform = torch.stack([torch.rand(scores.shape[1], generator=each) for each in self._generators])
-        gumbel = -(-uniform.clamp(1e-20, 1 - 1e-7).log()).log()
-        return scores / self._temperature + gumbel.to(scores.device)
+        for row, generator in zip(scores, self._generators, strict=True):  # in place: there may be many
+            uniform = torch.rand(len(row), generator=generator)
+            gumbel = -(-uniform.clamp_(1e-20, 1 - 1e-7).log_()).log_()
+            row.div_(self._temperature).add_(gumbel.to(row.device))
+        return scores
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

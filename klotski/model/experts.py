@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.functional import embedding_bag
 from transformers.integrations.moe import _default_apply_gate
 
-from klotski.weights import allocate
+from klotski.weights import allocate, whole_pages
 
 __all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "WorkspaceShape", "count_tokens"]
 
@@ -76,9 +76,15 @@ class Workspace:
     """Memory for one expert phase at a time, of groups of up to `tokens`."""
 
     def __init__(self, shape: WorkspaceShape, tokens: int, dtype: torch.dtype) -> None:
+        self._shape = shape
         self.tokens, self.outputs, self.gathered, self.inside, self.gated = (
             allocate(prod(part) * dtype.itemsize).view(dtype).view(part) for part in shape.parts(tokens).values()
         )
+
+    def spare(self, tokens: int) -> torch.Tensor:
+        """The memory (uint8, on a page boundary) that groups of up to so many tokens leave alone."""
+        used = prod(self._shape.parts(tokens)["outputs"]) * self.outputs.itemsize
+        return self.outputs.view(-1).view(torch.uint8)[whole_pages(used) :]
 
 
 class ExpertPhase:

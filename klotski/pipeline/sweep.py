@@ -93,7 +93,8 @@ class PrefetchCount:
 class Sweeper:
     """Drives groups through the layers, one sweep at a time.
 
-    `experts`: how many each layer has, 0 for a layer without.
+    `experts`: how many each layer has, 0 for a layer without. `few`: tokens of a sweep that leaves the
+    memory of lent slots alone, at most.
     """
 
     def __init__(
@@ -104,8 +105,10 @@ class Sweeper:
         residency: Residency,
         compute: Lane,
         worker: Worker,
+        few: int = 0,
     ) -> None:
         self._experts = experts
+        self._few = few
         self._policy = policy
         self._predictor = predictor
         self._residency = residency
@@ -115,10 +118,15 @@ class Sweeper:
         self._dense: deque[Block] = deque()
         self._guesses: deque[Block] = deque()
         self._guessed: set[Block] = set()  # sent for as guesses; whether they are of use is not known yet
+        self._ended: tuple[Event, ...] = ()  # the last expert phase
         self.prefetch = PrefetchCount()
 
     def sweep(self, group: Sequence[Batch]) -> None:
         """Take every batch through all layers; each ends at the first layer again, or finished."""
+        if sum(batch.tokens for batch in group) <= self._few:
+            self._residency.lend(self._ended)
+        else:
+            self._guessed -= self._residency.withdraw()
         for layer in range(len(self._experts)):
             self._layer(layer, group)
 
@@ -210,10 +218,10 @@ class Sweeper:
             self._residency.release(block, done)
             self._pump()
         combine = Operation(Compute.COMBINE, layer, tokens=tokens)
-        self._compute.submit(combine, partial(self._worker.combine, layer))
+        self._ended = (self._compute.submit(combine, partial(self._worker.combine, layer)),)
 
     def _choose(self, layer: int, remaining: dict[int, int]) -> int:
-        here = [expert for expert in remaining if self._residency.is_resident(Block(layer, expert))]
+        here = list(self._residency.resident_experts(layer) & remaining.keys())
         coming: list[int] = []
         for block, has_come in self._residency.sent_for():
             if block.layer == layer and block.expert in remaining:

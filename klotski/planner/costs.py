@@ -13,7 +13,8 @@ __all__ = ["BUSY_SLOTS", "workload_seconds"]
 
 BUSY_SLOTS = 2  # for experts
 DISK = 1.6e9  # bytes a second
-ARITHMETIC = 4e11  # floating-point operations a second
+ARITHMETIC = 4e11  # floating-point operations a second, of experts and head
+DENSE = 3e11  # of a layer's dense part, with all that goes on between its products
 TURN = 6e-3  # seconds of a batch's turn in a layer, whatever its size
 STEP = 5e-4  # seconds of an expert's turn, likewise
 MEMORY = 2e10  # bytes of weights a second on their way into a product, however few its rows
@@ -22,9 +23,9 @@ UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 
 
 def workload_seconds(
-    facts: ModelFacts, demand: Demand, group: Group, prefill_tokens: int, expert_slots: int, streamed: float
+    facts: ModelFacts, demand: Demand, group: Group, prefill_tokens: int, slots: tuple[int, int], streamed: float
 ) -> float:
-    """Seconds for all requests, in groups as heavy as the heaviest.
+    """Seconds for all requests, in groups as heavy as the heaviest. `slots`: for experts, and lent ones beside them.
 
     Batches read their prompts one after the other, so many pieces each; then each decodes, beside what
     others do. A batch may begin when the one before it has read its prompts, and one of the group has
@@ -44,11 +45,11 @@ def workload_seconds(
     decoding = len(demand.lengths) * (demand.output_tokens - 1) / sweeps  # tokens of a sweep, on average
     turns = batches * life / sweeps
 
-    def sweep(tokens: float) -> float:
+    def sweep(tokens: float, expert_slots: int) -> float:
         return sweep_seconds(facts, tokens, decoding, turns, expert_slots, streamed)
 
     prompt = batches * prompts / reading * (1 - spared)
-    return reading * sweep(decoding + prompt) + (sweeps - reading) * sweep(decoding)
+    return reading * sweep(decoding + prompt, slots[0]) + (sweeps - reading) * sweep(decoding, sum(slots))
 
 
 def sweep_seconds(
@@ -56,15 +57,18 @@ def sweep_seconds(
 ) -> float:
     """Seconds of one sweep of so many batches: the disk's or the arithmetic's, whichever takes longer.
 
-    The disk idles while a layer's attention runs, once all slots are full. Two of them are no help:
-    one is being computed from, and one is being filled. Neither takes equally long each time, so
+    The disk idles while a layer's attention runs, once all slots are full; before the first layer's,
+    the head runs as well, whose weights of two bytes each are read for every batch. Two slots are no
+    help: one is being computed from, and one is being filled. Neither takes equally long each time, so
     that one waits for the other now and then: the more slots between them, the less.
     """
-    attention = tokens * facts.dense_flops / ARITHMETIC + batches * facts.num_layers * TURN
+    attention = tokens * facts.dense_flops / DENSE / facts.num_layers + batches * TURN
     turn = STEP + facts.largest_expert / MEMORY
     experts = tokens * facts.expert_flops / ARITHMETIC + facts.num_experts * turn
-    arithmetic = attention + experts + sampled * facts.head_flops / ARITHMETIC
-    ahead = facts.num_layers * (expert_slots - BUSY_SLOTS) * facts.largest_expert / DISK
+    head = sampled * facts.head_flops / ARITHMETIC + batches * facts.head_flops / MEMORY
+    arithmetic = facts.num_layers * attention + experts + head
+    ahead = (expert_slots - BUSY_SLOTS) * facts.largest_expert / DISK
+    idle = (facts.num_layers - 1) * max(0.0, attention - ahead) + max(0.0, attention + head - ahead)
     reading = streamed / DISK
     lost = (SHARED + UNEVEN / (expert_slots - 1)) * min(reading, experts)
-    return max(reading + max(0.0, attention - ahead), arithmetic) + lost
+    return max(reading + idle, arithmetic) + lost

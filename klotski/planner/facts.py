@@ -35,6 +35,7 @@ class ModelFacts:
     logits_bytes: int  # of a sequence that is given a token
     staging_bytes: int  # of the reader's buffers
     reads_whole_prompts: bool = False  # in one sweep; otherwise they may be cut into pieces
+    spare_bytes: int = 0  # of `workspace_bytes`, what other tokens leave alone
     row_bytes: int = 0
     rows: int = 0
     slice_tokens: int = 0  # or one sequence that has more; 0: a batch is worked on as a whole

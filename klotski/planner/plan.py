@@ -18,11 +18,12 @@ from klotski.units import format_size
 
 __all__ = ["Budget", "Plan", "Wishes", "make_plan"]
 
-LARGEST_BATCH = 128  # sequences; beyond, more batches hide transfers better than larger ones
+SIZES = (*range(1, 128), *range(128, 512, 16), 512)  # of a batch, in sequences
 MOST_BATCHES = 16  # the paper's largest group has 15
 FEWEST_BATCHES = 4  # a workload of a few prompts is still cut into so many
 PREFILL_TOKENS = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 256, 128, 64)  # of one sweep
 DENSE_SLOTS = 2
+PAGE = 4096  # bytes
 HEAP = 1.4  # bytes of the heap for each byte in use
 
 
@@ -58,9 +59,15 @@ class Plan:
     memory: dict[str, int]
     dense_slots: int
     expert_slots: int
+    lent_slots: int  # for experts as well, in the workspace, while no prompts are read
     hot_experts: int
     residents: tuple[Block, ...]
     streamed_bytes: int  # that a sweep reads from disk: all blocks that do not stay, if it uses all
+
+    @property
+    def sequences(self) -> int:
+        """That are given a token in one sweep, at most."""
+        return self.tokens_in_flight - self.prefill_tokens
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `plan.json`."""
@@ -98,12 +105,14 @@ def make_plan(facts: ModelFacts, demand: Demand, budget: Budget, wishes: Wishes)
         left = budget.nbytes - needs[choice] if keeps_blocks else 0
         streamed = max(0, facts.weight_bytes - left)
         group = demand.group(choice.n_batches, choice.batch_size)
-        return workload_seconds(facts, demand, group, choice.prefill_tokens, choice.expert_slots, streamed)
+        slots = choice.expert_slots, lent_slots(facts, choice)
+        return workload_seconds(facts, demand, group, choice.prefill_tokens, slots, streamed)
 
     best = min(fitting, key=lambda choice: (seconds(choice), choice))
     left = budget.nbytes - needs[best]
     stay = tuple(choose_residents(facts, left)) if keeps_blocks else ()
     streamed = facts.stored_bytes.keys() - set(stay)
+    ahead = best.expert_slots + lent_slots(facts, best) - 1
     return Plan(
         n_batches=best.n_batches,
         batch_size=best.batch_size,
@@ -114,7 +123,8 @@ def make_plan(facts: ModelFacts, demand: Demand, budget: Budget, wishes: Wishes)
         memory=needed(facts, demand, budget, best) | {"residents": sum(facts.block_bytes[block] for block in stay)},
         dense_slots=DENSE_SLOTS,
         expert_slots=best.expert_slots,
-        hot_experts=min(wishes.hot_experts or max(facts.top_k, best.expert_slots - 1), max(facts.expert_counts)),
+        lent_slots=lent_slots(facts, best),
+        hot_experts=min(wishes.hot_experts or max(facts.top_k, ahead), max(facts.expert_counts)),
         residents=stay,
         streamed_bytes=sum(facts.stored_bytes[block] for block in streamed),
     )
@@ -128,7 +138,7 @@ def candidates(facts: ModelFacts, demand: Demand, wishes: Wishes) -> Iterator[Ca
     """
     requests = len(demand.lengths)
     most = max(1, -(-requests // (wishes.n_batches or FEWEST_BATCHES)))
-    sizes = [wishes.batch_size] if wishes.batch_size else range(1, min(most, LARGEST_BATCH) + 1)
+    sizes = [wishes.batch_size] if wishes.batch_size else sorted({min(most, size) for size in SIZES})
     counts = [wishes.n_batches] if wishes.n_batches else range(1, MOST_BATCHES + 1)
     experts = max(facts.expert_counts)
     slots = sorted({BUSY_SLOTS + -(-experts * part // 32) for part in (0, 1, 2, 4, 8, 12, 16, 24)})
@@ -162,12 +172,21 @@ def needed(facts: ModelFacts, demand: Demand, budget: Budget, choice: Candidate)
 
 
 def activation_bytes(facts: ModelFacts, group: Group, tokens: int, turn: int) -> int:
-    """Bytes of the heap for `tokens` that wait in the middle of a layer, of which one batch's turn has `turn`."""
+    """Bytes of the heap for `tokens` that wait in the middle of a layer, of which one batch's turn has `turn`.
+
+    A batch is at work in a layer, or behind the last one, where its next tokens are chosen.
+    """
     turn = max(turn, group.batch_size)
     slice_tokens = min(turn, max(facts.slice_tokens, -(-turn // group.batch_size))) if facts.slice_tokens else turn
     at_work = slice_tokens * facts.attention_bytes + turn * group.longest * facts.score_bytes
     logits = group.batch_size * facts.logits_bytes
-    return int(HEAP * (at_work + logits + tokens * facts.waiting_bytes))
+    return int(HEAP * (max(at_work, logits) + tokens * facts.waiting_bytes))
+
+
+def lent_slots(facts: ModelFacts, choice: Candidate) -> int:
+    """Slots that find room, from a page boundary on, in what prompts need of the workspace; no more than are of use."""
+    spare = max(0, choice.prefill_tokens * facts.spare_bytes - PAGE)
+    return min(spare // max(1, facts.largest_expert), max(facts.expert_counts))
 
 
 def in_flight(demand: Demand, choice: Candidate) -> int:

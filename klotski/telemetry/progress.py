@@ -47,8 +47,5 @@ class Progress:
         if self._console.is_terminal or now - self._said < SECONDS_BETWEEN_LINES:
             return
         self._said = now
-        left = max(expected_tokens - output_tokens, 0) / max(rate, 1e-9)
-        self._console.print(
-            f"{requests} of {self._num_requests} requests, {rate:.1f} tokens/s, at most {left:.0f} s left",
-            highlight=False,
-        )
+        left = f", at most {max(expected_tokens - output_tokens, 0) / rate:.0f} s left" if rate else ""
+        self._console.print(f"{requests} of {self._num_requests} requests, {rate:.1f} tokens/s{left}", highlight=False)

@@ -3,7 +3,7 @@
 from klotski.weights.checkpoint import Checkpoint, resolve
 from klotski.weights.dummy import DummyReader, lay_out_dummy
 from klotski.weights.layout import BlockLayout, ParameterSpec, Part, lay_out
-from klotski.weights.memory import allocate, keep_small_memory, return_free_memory
+from klotski.weights.memory import allocate, keep_small_memory, return_free_memory, whole_pages
 from klotski.weights.reader import IN_FLIGHT, Reader, largest_staging
 from klotski.weights.residency import Residency, SlotKind
 from klotski.weights.store import DEPTH, BlockStore, Source, slot_sizes
@@ -29,4 +29,5 @@ __all__ = [
     "resolve",
     "return_free_memory",
     "slot_sizes",
+    "whole_pages",
 ]

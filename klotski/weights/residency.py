@@ -3,13 +3,16 @@
 Bookkeeping only: no memory, no I/O, no torch. A block is absent, coming, or here. Residents are
 here for the whole run. The others come with `request` and go with `release`; a slot that was
 released may be refilled once the last use of the block in it has ended.
+
+Some slots for experts may be lent: their memory is needed for something else at times. They are
+used between `lend` and `withdraw` only, and what lies in them then is lost.
 """
 
-from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Mapping, Set
 from enum import StrEnum
 
-from klotski.core import Block
+from klotski.core import DENSE, Block
 from klotski.lanes import Event
 
 __all__ = ["Bring", "Residency", "SlotKind"]
@@ -34,9 +37,15 @@ Bring = Callable[[Block, int, Collection[Event]], Event]
 class Residency:
     """Hands out slots; see the module's docstring for the life of a block."""
 
-    def __init__(self, slots: Mapping[SlotKind, int], residents: Collection[Block], bring: Bring) -> None:
+    def __init__(
+        self, slots: Mapping[SlotKind, int], residents: Collection[Block], bring: Bring, lent: int = 0
+    ) -> None:
+        """`lent`: slots for experts beyond those of `slots`, not lent yet; their numbers come last."""
         self._bring = bring
         self._residents = frozenset(residents)
+        self._resident_experts: dict[int, set[int]] = defaultdict(set)
+        for layer, expert in self._residents:
+            self._resident_experts[layer] |= {expert} - {DENSE}
         self._slots: dict[Block, int] = {}
         self._arrivals: dict[Block, Event] = {}
         # A free slot, with the event after which it may be overwritten. First freed, first used:
@@ -45,10 +54,12 @@ class Residency:
             kind: deque((slot, ()) for slot in range(slots.get(kind, 0))) for kind in SlotKind
         }
         self._count = {kind: slots.get(kind, 0) for kind in SlotKind}
+        self._withdrawn = list(range(self._count[SlotKind.EXPERT], self._count[SlotKind.EXPERT] + lent))
+        self._lent: list[int] = []
 
-    def is_resident(self, block: Block) -> bool:
-        """Whether the block stays for the whole run."""
-        return block in self._residents
+    def resident_experts(self, layer: int) -> Set[int]:
+        """The experts of a layer that stay for the whole run."""
+        return self._resident_experts[layer]
 
     def is_known(self, block: Block) -> bool:
         """Whether the block is here or coming."""
@@ -85,6 +96,26 @@ class Residency:
         slot = self._slots.pop(block)
         self._free[SlotKind.of(block)].append((slot, (last_use or arrival,)))
 
+    def lend(self, after: Collection[Event] = ()) -> None:
+        """Let the lent slots be used after these events; nothing if they are already."""
+        self._free[SlotKind.EXPERT].extend((slot, tuple(after)) for slot in self._withdrawn)
+        self._lent += self._withdrawn
+        self._withdrawn = []
+
+    def withdraw(self) -> frozenset[Block]:
+        """Take the lent slots out of use; returns the blocks that were lost, once nobody uses or fills such a slot."""
+        lost = frozenset(block for block, slot in self._slots.items() if slot in self._lent and not block.is_dense)
+        for block in lost:
+            self.release(block)
+        free = self._free[SlotKind.EXPERT]
+        for slot, events in [entry for entry in free if entry[0] in self._lent]:
+            for event in events:
+                event.wait()
+            free.remove((slot, events))
+        self._withdrawn += self._lent
+        self._lent = []
+        return lost
+
     def held(self) -> frozenset[Block]:
         """Blocks that occupy a slot now; residents apart."""
         return frozenset(self._slots)
@@ -100,5 +131,6 @@ class Residency:
         """Assert that every slot is either free or holds exactly one block."""
         for kind, free in self._free.items():
             held = [slot for block, slot in self._slots.items() if SlotKind.of(block) is kind]
-            assert sorted([*held, *(slot for slot, _ in free)]) == list(range(self._count[kind])), kind
+            lent = self._lent if kind is SlotKind.EXPERT else []
+            assert sorted([*held, *(slot for slot, _ in free)]) == [*range(self._count[kind]), *lent], kind
         assert self._slots.keys() == self._arrivals.keys()

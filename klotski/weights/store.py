@@ -35,7 +35,8 @@ class BlockStore:
     """Slots and residents of one tier.
 
     All memory is allocated here, once: `nbytes` is what was taken. Residents are read before the
-    first sweep (`load_residents`); the others when `residency` hands out a slot for them.
+    first sweep (`load_residents`); the others when `residency` hands out a slot for them. Slots that
+    are lent lie in `spare` (uint8, on a page boundary), which belongs to somebody else.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class BlockStore:
         residents: Collection[Block],
         source: Source,
         lane: Lane,
+        spare: torch.Tensor | None = None,
     ) -> None:
         self._layouts = layouts
         self._source = source
@@ -56,7 +58,10 @@ class BlockStore:
         }
         sizes = [layouts[block].slot_bytes for block in residents]
         self._residents = dict(zip(residents, torch.split(allocate(sum(sizes)), sizes), strict=True))
-        self.residency = Residency(slots, residents, self._bring)
+        size = self._slot_bytes[SlotKind.EXPERT]
+        lent = len(spare) // size if spare is not None and size else 0
+        self._lent = spare[: lent * size].view(lent, size) if spare is not None else torch.empty(0)
+        self.residency = Residency(slots, residents, self._bring, lent)
 
     @property
     def nbytes(self) -> int:
@@ -99,11 +104,15 @@ class BlockStore:
         """A block's parameters by name, as views of its memory. Valid until it is released."""
         memory = self._residents.get(block)
         if memory is None:
-            memory = self._slots[SlotKind.of(block)][self.residency.slot(block)]
+            memory = self._slot(SlotKind.of(block), self.residency.slot(block))
         return self._layouts[block].views_of(memory)
 
     def _bring(self, block: Block, slot: int, after: Collection[Event]) -> Event:
-        return self._read(block, self._slots[SlotKind.of(block)][slot], after)
+        return self._read(block, self._slot(SlotKind.of(block), slot), after)
+
+    def _slot(self, kind: SlotKind, number: int) -> torch.Tensor:
+        own = self._slots[kind]
+        return own[number] if number < len(own) else self._lent[number - len(own)]
 
     def _read(self, block: Block, memory: torch.Tensor, after: Collection[Event]) -> Event:
         layout = self._layouts[block]

@@ -179,11 +179,15 @@ class FakeStore:
         disk: Lane,
         log: list[Entry],
         pause: Callable[[], None] = lambda: None,
+        lent: int = 0,
     ) -> None:
         self.memory: dict[SlotKind, list[tuple[Block, int] | None]] = {
-            kind: [None] * count for kind, count in slots.items()
+            kind: [None] * (count + lent * (kind is SlotKind.EXPERT)) for kind, count in slots.items()
         }
-        self.residency = _WatchedResidency(self, slots, residents, self._bring)
+        self.residency = _WatchedResidency(self, log, slots, residents, self._bring, lent)
+        self._own = slots.get(SlotKind.EXPERT, 0)
+        self._residents = residents
+        self._is_needed = False  # the memory of lent slots, by whom it belongs to
         self._disk = disk
         self._log = log
         self._pause = pause
@@ -196,7 +200,7 @@ class FakeStore:
         self._check(block)
 
     def _check(self, block: Block) -> None:
-        if not self.residency.is_resident(block):
+        if block not in self._residents:
             found = self.memory[SlotKind.of(block)][self.residency.slot(block)]
             assert found == (block, self._tickets[block]), f"{found} lies where {block} should be"
 
@@ -208,19 +212,42 @@ class FakeStore:
 
         def write() -> None:
             self._pause()
+            assert not (kind is SlotKind.EXPERT and slot >= self._own and self._is_needed), (
+                "written to what was withdrawn"
+            )
             self.memory[kind][slot] = (block, ticket)
 
         return self._disk.submit(Operation(kind, block.layer, block.expert, nbytes=1), write, tuple(after))
 
+    def need_lent(self, *, is_needed: bool) -> None:
+        """The owner of the lent slots' memory writes to it, until it says otherwise."""
+        self._is_needed = is_needed
+        lent = self.memory.get(SlotKind.EXPERT, [])[self._own :]
+        if is_needed and lent:
+            self.memory[SlotKind.EXPERT][self._own :] = [None] * len(lent)
+
 
 class _WatchedResidency(Residency):
-    """Poisons what is released, and counts what is held."""
+    """Poisons what is released, counts what is held, and logs what is lost."""
 
     def __init__(
-        self, store: FakeStore, slots: Mapping[SlotKind, int], residents: Collection[Block], bring: Bring
+        self,
+        store: FakeStore,
+        log: list[Entry],
+        slots: Mapping[SlotKind, int],
+        residents: Collection[Block],
+        bring: Bring,
+        lent: int,
     ) -> None:
-        super().__init__(slots, residents, bring)
+        super().__init__(slots, residents, bring, lent)
         self._store = store
+        self._log = log
+
+    def withdraw(self) -> frozenset[Block]:
+        lost = super().withdraw()
+        self._log += [Entry("lost", block.layer, block.expert) for block in sorted(lost)]
+        self.check_integrity()
+        return lost
 
     def request(self, block: Block) -> None:
         super().request(block)
@@ -236,11 +263,15 @@ class _WatchedResidency(Residency):
 
 
 class CheckingWorker:
-    """Logs what it is asked for, and asserts that the blocks are there."""
+    """Logs what it is asked for, and asserts that the blocks are there.
 
-    def __init__(self, store: FakeStore, log: list[Entry]) -> None:
+    Where a group has more than `few` tokens it needs the memory of lent slots while it has experts to compute.
+    """
+
+    def __init__(self, store: FakeStore, log: list[Entry], few: int = 0) -> None:
         self._store = store
         self._log = log
+        self._few = few
 
     def enter(self, layer: int) -> None:
         self._store.use(Block(layer))
@@ -248,6 +279,7 @@ class CheckingWorker:
 
     def gather(self, layer: int, group: Sequence[Batch]) -> None:
         assert all(batch.routing is not None for batch in group)
+        self._store.need_lent(is_needed=sum(batch.tokens for batch in group) > self._few)
         self._log.append(Entry("gather", layer))
 
     def compute(self, layer: int, expert: int) -> None:
@@ -255,4 +287,5 @@ class CheckingWorker:
         self._log.append(Entry("expert", layer, expert))
 
     def combine(self, layer: int) -> None:
+        self._store.need_lent(is_needed=False)
         self._log.append(Entry("combine", layer))

@@ -20,6 +20,7 @@ from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 from klotski.model import experts as arithmetic
 from klotski.model.experts import ROWS, ExpertPhase, ExpertsCall, Workspace, WorkspaceShape, count_tokens
+from klotski.weights.memory import PAGE
 from tests.unit.fakes import examples
 
 KINDS: dict[str, Callable[[Any], nn.Module]] = {
@@ -85,7 +86,7 @@ def workspace(call: ExpertsCall, inner: int, spare: int = 0) -> Workspace:
     module: Any = call.module
     shape = WorkspaceShape(module.num_experts, call.choices.shape[1], hidden, inner)
     space = Workspace(shape, len(call.hidden) + spare, dtype)
-    for memory in vars(space).values():
+    for memory in (space.tokens, space.outputs, space.gathered, space.inside, space.gated):
         memory.fill_(nan)
     return space
 
@@ -107,6 +108,21 @@ def pieces_of(rows: int, summed: int) -> Iterator[None]:
     """Work in smaller pieces than there is reason to, so that a few tokens are several of them."""
     with patch.multiple(arithmetic, ROWS=rows, SUMMED=summed):
         yield
+
+
+@pytest.mark.parametrize("more", [0, 1, 100, 5000])
+def test_groups_of_few_tokens_leave_alone_what_a_workspace_has_for_many(more: int) -> None:
+    few, hidden, top_k = 5, 16, 2
+    module = make_experts("gated", 4, hidden, 24)
+    call = make_call(module, few, 4, top_k, hidden, 0.0)
+    space = workspace(call, 48, more)
+    spare = space.spare(few)
+    assert len(spare) >= more * top_k * hidden * call.hidden.itemsize - PAGE
+    if len(spare):
+        assert spare.data_ptr() % PAGE == 0
+    spare.fill_(7)
+    assert torch.isfinite(run([call], space, range(4))).all()
+    assert (spare == 7).all()
 
 
 PIECES = st.tuples(st.sampled_from([16, 32, ROWS]), st.sampled_from([3, 512]))
@@ -204,7 +220,9 @@ def test_the_tokens_of_each_expert_are_counted_over_all_calls() -> None:
 def test_a_workspace_takes_what_it_says_and_its_products_are_bounded(tokens: int, shape: WorkspaceShape) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         space = Workspace(shape, tokens, dtype)
-        taken = sum(memory.nbytes for memory in vars(space).values())
+        taken = sum(
+            memory.nbytes for memory in (space.tokens, space.outputs, space.gathered, space.inside, space.gated)
+        )
         assert taken == shape.nbytes(tokens, dtype.itemsize)
     assert len(space.gathered) <= ROWS
     more = [shape.nbytes(10_000 + each, 1) for each in range(3)]

@@ -426,6 +426,26 @@ class TestBlockStore:
         assert {span.operation.nbytes for span in sink.spans} == {4 * 6 * 4}
         assert {span.operation.kind for span in sink.spans} == {"expert"}
 
+    def test_slots_that_are_lent_lie_in_memory_of_somebody_else(
+        self, layouts: dict[Block, BlockLayout], reader: Reader
+    ) -> None:
+        lane = ThreadLane("disk", Sink(), time.monotonic)
+        size = layouts[Block(0, 0)].slot_bytes
+        spare = allocate(2 * size + 1)
+        store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 1}, [], reader, lane, spare)
+        assert store.nbytes == layouts[Block(0)].slot_bytes + size
+        store.residency.lend()
+        for expert in (3, 1, 2):
+            store.residency.request(Block(0, expert))
+            for event in store.residency.arrival(Block(0, expert)):
+                event.wait()
+        lane.close()
+        views = {expert: store.views(Block(0, expert))["w"] for expert in (3, 1, 2)}
+        assert all((view == expert).all() for expert, view in views.items())
+        begin = spare.data_ptr()
+        assert [view.data_ptr() - begin for expert, view in views.items() if expert < 3] == [0, size]
+        assert not begin <= views[3].data_ptr() < begin + len(spare)
+
     def test_a_dense_part_and_an_expert_arrive_side_by_side(
         self, layouts: dict[Block, BlockLayout], reader: Reader
     ) -> None:

@@ -67,7 +67,8 @@ class Question:
         left = plan.budget - used if plan.residents or self.wishes.residents is Residents.greedy else 0
         streamed = max(0, self.facts.weight_bytes - left)
         group = self.demand.group(plan.n_batches, plan.batch_size)
-        return workload_seconds(self.facts, self.demand, group, plan.prefill_tokens, plan.expert_slots, streamed)
+        slots = plan.expert_slots, plan.lent_slots
+        return workload_seconds(self.facts, self.demand, group, plan.prefill_tokens, slots, streamed)
 
 
 def model(experts: Sequence[int] = (4, 4), dense: int = 1000, expert: int = 500, **more: Any) -> ModelFacts:
@@ -103,6 +104,7 @@ def models(draw: st.DrawFn) -> ModelFacts:
     shrunk = draw(st.sampled_from([1, 2]))
     small = st.integers(1, 500)
     flops = st.one_of(st.integers(0, 10**6), st.integers(0, 10**10))
+    workspace = draw(small)
     return ModelFacts(
         fixed_bytes=draw(SIZES),
         block_bytes=dict(zip(blocks, sizes, strict=True)),
@@ -111,7 +113,8 @@ def models(draw: st.DrawFn) -> ModelFacts:
         top_k=draw(st.integers(1, 4)),
         kv_bytes=draw(small),
         waiting_bytes=draw(small),
-        workspace_bytes=draw(small),
+        workspace_bytes=workspace,
+        spare_bytes=draw(st.integers(0, workspace) | st.just(200_000)),
         rows_bytes=draw(st.integers(0, 10_000)),
         attention_bytes=draw(small),
         score_bytes=draw(st.integers(0, 9)),
@@ -156,6 +159,8 @@ def test_an_accepted_plan_keeps_within_its_budget(question: Question, share: flo
     assert plan.memory["staging"] == facts.staging_bytes
     assert plan.memory["dense_slots"] == plan.dense_slots * facts.largest_dense
     assert plan.memory["expert_slots"] == plan.expert_slots * facts.largest_expert
+    assert plan.lent_slots * facts.largest_expert <= plan.prefill_tokens * facts.spare_bytes
+    assert plan.sequences == demand.group(plan.n_batches, plan.batch_size).sequences
     group = demand.group(plan.n_batches, plan.batch_size)
     assert plan.memory["kv_cache"] == group.context_tokens * facts.kv_bytes
 
@@ -170,7 +175,9 @@ def test_memory_for_tokens_in_flight_is_that_of_the_fullest_sweep(question: Ques
     assert plan.memory["workspace"] >= plan.tokens_in_flight * facts.workspace_bytes + facts.rows_bytes
     assert plan.memory["activations"] >= plan.tokens_in_flight * facts.waiting_bytes
     turn = min(plan.prefill_tokens, question.demand.longest)
-    assert plan.memory["activations"] >= turn * (facts.attention_bytes + question.demand.longest * facts.score_bytes)
+    at_work = min(turn, facts.slice_tokens or turn) * facts.attention_bytes
+    assert plan.memory["activations"] >= at_work + turn * question.demand.longest * facts.score_bytes
+    assert plan.memory["activations"] >= min(plan.batch_size, plan.sequences) * facts.logits_bytes
 
 
 @given(QUESTIONS, SHARES)
@@ -292,14 +299,15 @@ def test_demand_covers_whichever_batches_are_in_flight_together(
 def test_fewer_streamed_bytes_and_more_slots_are_never_slower(
     facts: ModelFacts, demand: Demand, n: int, size: int, prefill: int, slots: int, share: float
 ) -> None:
-    def seconds(slots: int, streamed: float) -> float:
-        return workload_seconds(facts, demand, demand.group(n, size), prefill, slots, streamed)
+    def seconds(slots: int, streamed: float, lent: int = 0) -> float:
+        return workload_seconds(facts, demand, demand.group(n, size), prefill, (slots, lent), streamed)
 
     streamed = share * facts.weight_bytes
     expected = seconds(slots, streamed)
     assert expected > 0
     less = expected * (1 + 1e-9)
     assert seconds(slots + 1, streamed) <= less
+    assert seconds(slots, streamed, lent=1) <= less
     assert seconds(slots, streamed / 2) <= less
 
 
@@ -310,7 +318,7 @@ def test_where_many_groups_follow_each_other_prompts_are_read_beside_what_decode
     def whole_prompts_take(requests: int) -> float:
         demand = Demand([(64, 64)] * requests)
         pieces, whole = (
-            workload_seconds(facts, demand, demand.group(8, 16), tokens, 4, facts.weight_bytes)
+            workload_seconds(facts, demand, demand.group(8, 16), tokens, (4, 0), facts.weight_bytes)
             for tokens in (128, 1024)
         )
         return whole / pieces

@@ -130,7 +130,8 @@ def test_residents_need_no_slot_and_no_wait_and_never_leave() -> None:
     assert residency.arrival(resident) == ()
     residency.release(resident, FakeEvent(done=True))
     residency.release(resident)
-    assert residency.is_resident(resident)
+    assert residency.is_known(resident)
+    assert residency.resident_experts(1) == {1} and not residency.resident_experts(0)
     assert not residency.held()
     assert not transfers.brought
 
@@ -141,6 +142,50 @@ def test_a_block_that_is_known_cannot_be_sent_for_again() -> None:
     for block in (Block(0, 3), Block(0)):
         with pytest.raises(AssertionError, match="sent for twice"):
             residency.request(block)
+
+
+def test_a_lent_slot_is_used_after_what_it_was_lent_after() -> None:
+    transfers, combined = Transfers(), FakeEvent()
+    residency = Residency({SlotKind.EXPERT: 1}, (), transfers, lent=1)
+    residency.request(Block(0, 0))
+    assert not residency.has_free_slot(Block(0, 1))
+    for _ in range(2):  # the second time, nothing is left to lend
+        residency.lend([combined])
+    residency.request(Block(0, 1))
+    assert transfers.brought[-1] == (Block(0, 1), 1, (combined,))
+    assert not residency.has_free_slot(Block(0, 2))
+    residency.check_integrity()
+
+
+def test_what_lies_in_a_lent_slot_is_lost_when_it_is_withdrawn() -> None:
+    transfers = Transfers()
+    residency = Residency({SlotKind.DENSE: 3, SlotKind.EXPERT: 1}, (), transfers, lent=3)
+    assert not residency.withdraw()
+    residency.lend()
+    for block in (Block(0), Block(1), Block(2), Block(0, 0), Block(0, 1), Block(0, 2)):
+        residency.request(block)
+    residency.release(Block(0, 1), FakeEvent(done=True))
+    transfers.arrivals[Block(0, 2)].done = True
+    assert residency.withdraw() == {Block(0, 2)}
+    residency.check_integrity()
+    assert residency.held() == {Block(0), Block(1), Block(2), Block(0, 0)}
+    assert not residency.has_free_slot(Block(0, 2))
+    residency.lend()
+    for expert in (1, 2, 3):
+        residency.request(Block(0, expert))
+    assert {slot for _, slot, _ in transfers.brought[-3:]} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_lent_slot_is_not_withdrawn_while_it_is_written_to_or_used(*, is_used: bool) -> None:
+    transfers = Transfers()
+    residency = Residency({SlotKind.EXPERT: 0}, (), transfers, lent=1)
+    residency.lend()
+    residency.request(Block(0, 0))
+    if is_used:
+        residency.release(Block(0, 0), FakeEvent())
+    with pytest.raises(AssertionError, match="nobody would ever end this wait"):
+        residency.withdraw()
 
 
 def test_a_slot_that_two_blocks_hold_is_noticed() -> None:

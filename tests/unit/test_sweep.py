@@ -45,6 +45,8 @@ class Scenario:
     prefill_tokens: int = 1000
     dense_slots: int = 2
     expert_slots: int = 2
+    lent_slots: int = 0
+    few: int = 0  # tokens of a sweep that leaves them alone
     residents: frozenset[Block] = frozenset()
     late: tuple[int, ...] = (0,)  # operations that the disk ends, or 0.1 ms that everyone takes, each time
 
@@ -74,7 +76,7 @@ class Story:
         for entry in self.log:
             if entry.what == "end of sweep":
                 sweeps.append([])
-            elif entry.what != "bring":
+            elif entry.what not in ("bring", "lost"):
                 sweeps[-1].append(entry)
         assert not sweeps[-1], "something was computed after the last sweep"
         return sweeps[:-1]
@@ -100,7 +102,7 @@ def routing_of(scenario: Scenario, groups: list[list[int]]) -> list[list[list[in
 def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callable[[], None]) -> Story:
     story = Story(sink=sink)
     slots = {SlotKind.DENSE: scenario.dense_slots, SlotKind.EXPERT: scenario.expert_slots}
-    store = FakeStore(slots, scenario.residents, disk, story.log, pause)
+    store = FakeStore(slots, scenario.residents, disk, story.log, pause, scenario.lent_slots)
 
     def visit(entry: Entry) -> None:
         store.use(Block(entry.layer))  # a batch leaves the layer on the dense part, too
@@ -117,7 +119,8 @@ def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callab
         Popularity(scenario.experts),
         store.residency,
         compute,
-        CheckingWorker(store, story.log),
+        CheckingWorker(store, story.log, scenario.few),
+        scenario.few,
     )
     story.batches = [
         FakeBatch(index, steps, visit, scenario.prompt(index)) for index, steps in enumerate(scenario.batches)
@@ -173,13 +176,14 @@ def check_moved_once(scenario: Scenario, story: Story) -> None:
 
     The pass that an arrival is for is the layer's next, or the one in progress while it still
     needs the block. An arrival for a pass that does not use it is a wrong guess, or was sent for
-    on behalf of the sweep after the last.
+    on behalf of the sweep after the last. What was lost with a slot that was lent may come again.
     """
     totals = routing_of(scenario, story.groups())
     arrivals: Counter[tuple[Block, int]] = Counter()
     passes: Counter[int] = Counter()  # by layer: how often its routing has become known
     entered: Counter[int] = Counter()
     used: set[tuple[Block, int]] = set()
+    lost = 0
     for entry in story.log:
         now = passes[entry.layer] - 1
         if entry.what == "enter":
@@ -188,12 +192,15 @@ def check_moved_once(scenario: Scenario, story: Story) -> None:
             passes[entry.layer] += 1
         elif entry.what == "expert":
             used.add((entry.block, now))
+        elif entry.what == "lost":
+            arrivals[entry.block, now + 1] -= 1
+            lost += 1
         elif entry.what == "bring" and entry.block.is_dense:
             arrivals[entry.block, entered[entry.layer]] += 1
         elif entry.what == "bring":
             wanted = now >= 0 and totals[now][entry.layer][entry.expert] and (entry.block, now) not in used
             arrivals[entry.block, now if wanted else now + 1] += 1
-    in_vain = 0
+    in_vain = lost
     for block, index in product(scenario.blocks, range(len(totals) + 1)):
         is_last = index == len(totals)
         needed = not is_last and (block.is_dense or totals[index][block.layer][block.expert] > 0)
@@ -297,6 +304,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         prefill_tokens=draw(st.sampled_from([1, 8, 15, 30, 1000])),
         dense_slots=draw(st.integers(1, 3)),
         expert_slots=draw(st.integers(1, 6)),
+        lent_slots=draw(st.integers(0, 4)),
+        few=draw(st.sampled_from([0, 2, 4, 10, 1000])),
         late=tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))),
     )
     share = draw(st.sampled_from([0, 0, 0.3, 0.9]))
