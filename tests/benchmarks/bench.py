@@ -217,7 +217,7 @@ def versus(ours: dict[str, Any], rival: dict[str, Any]) -> Figures:
 
 
 BEST_BATCH = {"few-large": 768, "many-small": 1024}  # of the rival; more do not fit, or take longer for each
-REQUESTS = {"few-large": 1024, "many-small": 3072}
+REQUESTS = {"few-large": 1024, "many-small": 2048}
 ROWS: dict[str, Callable[[str, argparse.Namespace], Figures]] = {
     "decode": decode,
     "prefill": prefill,

@@ -118,3 +118,18 @@ def test_greedy_tokens_in_float32_are_those_of_generate(tmp_path: Path) -> None:
     ]
     run = run_engine(tmp_path / "run", "model.dtype=float32", "hw.device_memory=18MB", "hw.runtime_memory=0")
     assert read_results(run) == plain_generate(TINY, requests, batch_size=8)
+
+
+def test_tokens_are_the_same_where_prompts_lend_experts_their_memory(tmp_path: Path) -> None:
+    """Three batches, two at a time: slots are lent, withdrawn when the third comes in, and lent again."""
+    lengths = ["workload.num_requests=12", "workload.input_tokens=200", "workload.output_tokens=5"]
+    memory = ["model.dtype=float32", "hw.device_memory=31MB", "hw.runtime_memory=0"]
+    group = ["pipeline.n_batches=2", "pipeline.batch_size=4", "pipeline.hot_experts=8"]
+    runs = {
+        tokens: run_engine(
+            tmp_path / str(tokens), "workload=synthetic", *lengths, *memory, *group, f"pipeline.prefill_tokens={tokens}"
+        )
+        for tokens in (16, 800)
+    }
+    assert [metrics(run)["plan"]["lent_slots"] for run in runs.values()] == [0, 2]
+    assert read_results(runs[800]) == read_results(runs[16])
