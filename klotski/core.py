@@ -13,6 +13,7 @@ __all__ = [
     "OnDemand",
     "Operation",
     "Order",
+    "Prediction",
     "Prefetch",
     "Request",
     "Residents",
@@ -158,8 +159,25 @@ class Order(Enum):
     arrival = "arrival"
 
 
+class Prediction(Enum):
+    """Who says which experts of a layer will be hot; see `pipeline/predictor.py`."""
+
+    correlation = "correlation"
+    lookahead = "lookahead"
+    popularity = "popularity"
+    random = "random"
+    none = "none"
+
+
 class Residents(Enum):
-    """What becomes of memory that is left over: nothing, or blocks that stay for the whole run."""
+    """What becomes of memory that is left over.
+
+    `greedy`, `usage`: it holds blocks that stay for the whole run, evenly over the layers or by what
+    earlier runs used. `lru`, `lfu`: it is a cache of the experts that were used last, or most often.
+    """
 
     none = "none"
     greedy = "greedy"
+    usage = "usage"
+    lru = "lru"
+    lfu = "lfu"

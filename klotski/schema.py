@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from klotski.core import OnDemand, Order, Prefetch, Residents
+from klotski.core import OnDemand, Order, Prediction, Prefetch, Residents
 from klotski.errors import ConfigError
 from klotski.refusals import did_you_mean, explain
 from klotski.units import parse_count, parse_size
@@ -84,6 +84,10 @@ class HwConfig:
     """What the interpreter and torch take of the budget by themselves. `auto`: measured. `0` plans for blocks alone."""
     threads: str = "auto"
     """Cores for arithmetic."""
+    disk_bandwidth: str = "auto"
+    """What blocks come from disk at, to plan by: `1.6GB/s`. `auto`: what earlier runs of the model measured."""
+    compute_rate: str = "auto"
+    """What experts are multiplied at, to plan by: `400GFLOP/s`. `auto`: what earlier runs of the model measured."""
 
 
 @dataclass
@@ -106,8 +110,12 @@ class PipelineConfig:
     prefill_tokens: str = "auto"
     """Tokens of prompts in one sweep, at most: what bounds the memory of activations."""
     prefetch: Prefetch = Prefetch.hot
+    predictor: Prediction = Prediction.correlation
+    """Who says which experts will be hot."""
     hot_experts: str = "auto"
     """How many experts of a layer `prefetch=hot` brings. `auto`: as many as there are slots to spare."""
+    expert_slots: str = "auto"
+    """Slots that experts stream through: how far the disk may run ahead."""
     on_demand: OnDemand = OnDemand.eager
     order: Order = Order.arrival
 
@@ -160,6 +168,11 @@ class RunConfig:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    dry_run: bool = False
+    """Show the plan, and load nothing."""
+    history: str = "auto"
+    """Where what is learned about a model (routing, rates) is kept for the next run: a folder, `none`, or `auto`
+    for the user's cache."""
     events: bool = True
     """Write every operation to events.jsonl, and to trace.json for Perfetto."""
 
@@ -229,6 +242,7 @@ def check(config: RunConfig) -> None:
     n_batches = parse_count("pipeline.n_batches", config.pipeline.n_batches)
     parse_count("pipeline.batch_size", config.pipeline.batch_size)
     parse_count("pipeline.hot_experts", config.pipeline.hot_experts)
+    parse_count("pipeline.expert_slots", config.pipeline.expert_slots)
     if config.pipeline.on_demand is OnDemand.lazy and config.pipeline.prefetch is not Prefetch.none:
         raise ConfigError(
             f"pipeline.on_demand=lazy fetches a block when its turn comes and cannot be combined with "

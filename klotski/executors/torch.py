@@ -1,7 +1,7 @@
 """The real thing: transformers' code on torch, blocks streamed from disk by a thread."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 
 import torch
@@ -10,25 +10,16 @@ from klotski.assets import BUNDLED, TINY
 from klotski.core import LaneName, Request, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.facts import gather_facts, workspace_shape
+from klotski.executors.planning import describe, plan_run
 from klotski.executors.rates import Rates
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
 from klotski.model import Decoding, GenerationBatch, OpenModel, Workspace, open_model
 from klotski.pipeline import Policy, Popularity, Sweeper, run_group
-from klotski.planner import (
-    Budget,
-    Demand,
-    ModelFacts,
-    Plan,
-    Wishes,
-    free_memory,
-    make_plan,
-    process_memory,
-    runtime_memory,
-)
+from klotski.planner import Plan, process_memory
 from klotski.schema import DType, LoadFormat, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
-from klotski.units import format_size, parse_count, parse_size
+from klotski.units import parse_count
 from klotski.weights import (
     DEPTH,
     BlockStore,
@@ -42,7 +33,7 @@ from klotski.weights import (
     return_free_memory,
     slot_sizes,
 )
-from klotski.workload import Encoder, cut_batches, in_batch_order, load_requests
+from klotski.workload import Encoder, cut_batches, load_requests
 
 __all__ = ["TorchExecutor"]
 
@@ -100,55 +91,6 @@ class TorchExecutor:
 
             run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, swept)
             account.measured(rates.measure())
-
-
-def plan_run(config: RunConfig, facts: ModelFacts, requests: Sequence[Request]) -> Plan:
-    """The plan for these requests, within the budget that the config grants."""
-    granted = parse_size("hw.device_memory", config.hw.device_memory)
-    own = parse_size("model.auto_device_memory", config.model.auto_device_memory)
-    runtime = parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
-    if runtime is None:
-        runtime = runtime_memory()
-    if granted is not None:
-        budget = Budget(granted, "as set", runtime)
-    elif own is not None and config.model.path == BUNDLED:
-        reason = f"{format_size(own)} beside the interpreter, so that model={config.model.name} has to stream"
-        budget = Budget(own + runtime, reason, runtime)
-    else:
-        budget = Budget(*free_memory(), runtime)
-    wishes = Wishes(
-        parse_count("pipeline.n_batches", config.pipeline.n_batches),
-        parse_count("pipeline.batch_size", config.pipeline.batch_size),
-        parse_count("pipeline.hot_experts", config.pipeline.hot_experts),
-        parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens),
-        config.placement.residents,
-        config.model.load_format is LoadFormat.dummy,
-    )
-    lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
-    return make_plan(facts, Demand(lengths), budget, wishes)
-
-
-def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int) -> None:
-    """Say in two lines what is about to happen."""
-    weights = model.fixed.slot_bytes + sum(layout.slot_bytes for layout in model.layouts.values())
-    logger.info(
-        "%s: %s of weights in %s, within %s (%s)",
-        config.model.name,
-        format_size(weights),
-        str(model.shell.dtype).removeprefix("torch."),
-        format_size(plan.budget),
-        plan.budget_reason,
-    )
-    logger.info(
-        "%s: %d requests in groups of %d batches of %d; %d of %d blocks stay, up to %s streams in each sweep",
-        config.pipeline.name,
-        num_requests,
-        plan.n_batches,
-        plan.batch_size,
-        len(plan.residents),
-        len(model.layouts),
-        format_size(plan.streamed_bytes),
-    )
 
 
 def load_weights(model: OpenModel, plan: Plan, source: Source, disk: Lane, workspace: Workspace) -> BlockStore:
