@@ -28,6 +28,12 @@ bench-models: $(VENV)/.bench ## random checkpoints of twice 3 GiB under outputs/
 bench: $(VENV)/.bench ## all measurements, ours and Accelerate's, within 3 GiB; hours, root, and fio
 	$(BIN)/python -m tests.benchmarks.bench $(ARGS)
 
+bench-planner: $(VENV)/.bench ## what the planner chooses against a grid of choices; hours, and root
+	$(BIN)/python -m tests.benchmarks.planner $(ARGS)
+
+shapes: setup ## random checkpoints of five architectures under outputs/, 0.8 GB, for experiment=architectures
+	$(BIN)/python -m scripts.random_checkpoint
+
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
@@ -45,4 +51,4 @@ format: setup ## lay the code out as the linter wants it
 clean: ## remove what was built here; runs in outputs/ stay
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run test bench-models bench lint format clean
+.PHONY: help setup run test bench-models bench bench-planner shapes lint format clean

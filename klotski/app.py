@@ -92,7 +92,7 @@ def run(composed: DictConfig, folder: Path) -> None:
         try:
             config = schema.load(composed)
             executor = create(config.executor.name)
-            mode = executor.mode
+            mode = "predicted" if config.dry_run else executor.mode
             executor.run(config, log, recorder, totals)
             status = "ok"
         except KeyboardInterrupt:
@@ -115,7 +115,7 @@ def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder
     log.metrics(metrics)
     if status != "failed" and recorder.is_writing:
         write_trace(log.folder / "events.jsonl", log.folder / "trace.json")
-    if status == "ok":
+    if status == "ok" and mode == "measured":
         print_summary(metrics, log.num_errors, log.folder)
 
 

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 from enum import Enum, StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray  # numpy takes longer to load than a refused config to be refused
 
 __all__ = [
     "DENSE",
@@ -10,11 +13,13 @@ __all__ = [
     "Block",
     "Compute",
     "LaneName",
+    "Misses",
     "OnDemand",
     "Operation",
     "Order",
     "Prediction",
     "Prefetch",
+    "PrefetchCount",
     "Request",
     "Residents",
     "Result",
@@ -123,14 +128,33 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """What the routers said about one batch at one layer: tokens for each expert."""
+    """What the routers said about one batch at one layer.
+
+    `counts`: tokens for each expert. `choices` [T, K]: the experts of each token; None: nobody kept them.
+    """
 
     counts: tuple[int, ...]
+    choices: "NDArray[Any] | None" = None
 
     @property
     def used(self) -> tuple[int, ...]:
         """The experts that at least one token chose, by index."""
         return tuple(expert for expert, count in enumerate(self.counts) if count)
+
+
+@dataclass
+class PrefetchCount:
+    """How prefetching fared in one layer, over all sweeps.
+
+    `requested`: experts that were sent for before any router asked for them; `used`: those of them that
+    one asked for then. `named`: experts that were held to be hot, here already or not; `among_hottest`:
+    those of them that were among as many that truly got most tokens.
+    """
+
+    requested: int = 0
+    used: int = 0
+    named: int = 0
+    among_hottest: int = 0
 
 
 class Prefetch(Enum):
@@ -146,6 +170,13 @@ class OnDemand(Enum):
 
     lazy = "lazy"
     eager = "eager"
+
+
+class Misses(Enum):
+    """What becomes of an expert that is not here: it is moved, or computed where it lies if that is faster."""
+
+    move = "move"
+    cheapest = "cheapest"
 
 
 class Order(Enum):

@@ -18,10 +18,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from klotski.core import OnDemand, Order, Prediction, Prefetch, Residents
+from klotski.core import Misses, OnDemand, Order, Prediction, Prefetch, Residents
 from klotski.errors import ConfigError
 from klotski.refusals import did_you_mean, explain
-from klotski.units import parse_count, parse_size
+from klotski.units import parse_count, parse_rate, parse_size
 
 __all__ = [
     "DType",
@@ -118,6 +118,8 @@ class PipelineConfig:
     """Slots that experts stream through: how far the disk may run ahead."""
     on_demand: OnDemand = OnDemand.eager
     order: Order = Order.arrival
+    misses: Misses = Misses.move
+    """`cheapest` needs a tier below that can compute; where that is a disk, all are moved."""
 
 
 @dataclass
@@ -207,7 +209,7 @@ def list_options(configs: Path) -> str:
         for file in sorted((configs / group).glob("*.yaml")):
             comment = " ".join(line[2:] for line in file.read_text().splitlines() if line.startswith("# "))
             sentence = re.split(r"\.(?:\s|$)", comment.removeprefix("@package _global_ "))[0]
-            lines.append(f"  {file.stem:<12} {sentence}")
+            lines.append(f"  {file.stem:<18} {sentence}")
     return "\n".join(lines)
 
 
@@ -237,6 +239,8 @@ def check(config: RunConfig) -> None:
     parse_size("hw.host_memory", config.hw.host_memory)
     parse_size("model.auto_device_memory", config.model.auto_device_memory)
     parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
+    parse_rate("hw.disk_bandwidth", config.hw.disk_bandwidth, "B")
+    parse_rate("hw.compute_rate", config.hw.compute_rate, "FLOP")
     parse_count("hw.threads", config.hw.threads)
     parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens)
     n_batches = parse_count("pipeline.n_batches", config.pipeline.n_batches)

@@ -1,16 +1,18 @@
-"""Sizes as people write them."""
+"""Sizes, rates and counts as people write them."""
 
 import re
 
 from klotski.errors import ConfigError
 
-__all__ = ["format_size", "parse_count", "parse_size"]
+__all__ = ["format_flops", "format_seconds", "format_size", "parse_count", "parse_rate", "parse_size"]
 
 UNITS = {"": 1, "b": 1} | {
     prefix + unit: base**power
     for power, prefix in enumerate("kmgt", start=1)
     for unit, base in (("", 1024), ("b", 1000), ("ib", 1024))
 }
+FLOPS = {prefix + "flop": 1000**power for power, prefix in enumerate(("", "k", "m", "g", "t", "p"))}
+RATES = {"B": ({unit: UNITS[unit] for unit in UNITS if unit.endswith("b")}, "2GB/s"), "FLOP": (FLOPS, "400GFLOP/s")}
 
 
 def parse_size(key: str, text: str, least: int = 1) -> int | None:
@@ -32,6 +34,24 @@ def parse_size(key: str, text: str, least: int = 1) -> int | None:
     return size
 
 
+def parse_rate(key: str, text: str, unit: str) -> float | None:
+    """Units (`B`, `FLOP`) in a second, as people write them (`2GB/s`, `400GFLOP/s`); None for `auto`.
+
+    Raises:
+        ConfigError: it is not a rate in this unit, or not above zero.
+    """
+    if text.strip().lower() == "auto":
+        return None
+    units, example = RATES[unit]
+    match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]*)?)\s*([a-z]+)/s", text.strip().lower())
+    if match is None or match[2] not in units:
+        raise ConfigError(f"{key}={text} is not a rate; write it like {example} or auto")
+    rate: float = float(match[1]) * units[match[2]]
+    if rate < 1:
+        raise ConfigError(f"{key}={text} must be above zero")
+    return rate
+
+
 def parse_count(key: str, text: str) -> int | None:
     """A whole number of at least 1; None for `auto`.
 
@@ -51,3 +71,18 @@ def format_size(nbytes: float) -> str:
         if nbytes >= scale:
             return f"{nbytes / scale:.3g}{unit}" if nbytes < 999.5 * scale else f"{nbytes / scale:.0f}{unit}"
     return f"{nbytes:.0f}B"
+
+
+def format_flops(rate: float) -> str:
+    """Operations a second with three digits: 400GFLOP/s."""
+    for unit, scale in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if rate >= scale:
+            return f"{rate / scale:.3g}{unit}FLOP/s" if rate < 999.5 * scale else f"{rate / scale:.0f}{unit}FLOP/s"
+    return f"{rate:.0f}FLOP/s"
+
+
+def format_seconds(seconds: float) -> str:
+    """A time with three digits, in the unit that people would say: 4.97 s, 12.2 min, 35.5 h."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

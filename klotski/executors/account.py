@@ -5,8 +5,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from klotski.core import Request, Result, SweepReport
-from klotski.pipeline import PrefetchCount
+from klotski.core import PrefetchCount, Request, Result, SweepReport
 from klotski.planner import ModelFacts, peak_memory
 from klotski.telemetry import Progress, Recorder, RunLog, SweepUse, Totals, ratio
 from klotski.workload import Encoder, result_line
@@ -33,7 +32,6 @@ class Account:
         self._totals = totals
         self._expected = sum(request.max_tokens for request in requests)
         self._progress = Progress(len(requests), Console(stderr=True))
-        self._prefetch = PrefetchCount()
         self._lasting = 0
         self._busy: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
@@ -62,9 +60,9 @@ class Account:
             )
             self._totals.rates[lane] = max(rate, reached)
 
-    def sweeping(self, prefetch: PrefetchCount) -> None:
-        """Sweeps begin; the sweeper keeps `prefetch` as they go."""
-        self._prefetch = prefetch
+    def sweeping(self, prefetch: Sequence[PrefetchCount]) -> None:
+        """Sweeps begin; the sweeper keeps `prefetch` of each layer as they go."""
+        self._totals.prefetch = prefetch
 
     def result(self, result: Result) -> None:
         """A request has finished: its line is on disk when this returns."""
@@ -91,10 +89,6 @@ class Account:
         )
         self._busy, self._bytes = busy, nbytes
         self._totals.output_tokens += report.output_tokens
-        self._totals.prefetch_requested, self._totals.prefetch_used = (
-            self._prefetch.requested,
-            self._prefetch.used,
-        )
         self._note_memory(report.cache_bytes)
         self._recorder.sweep(report)
         self._recorder.flush()

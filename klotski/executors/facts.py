@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from klotski.core import Block
-from klotski.model import ROWS, SLICE, OpenModel, WorkspaceShape, keeps_all_tokens, keeps_tokens
+from klotski.model import ROWS, SLICE, OpenModel, WorkspaceShape, keeps_all_tokens, keeps_tokens, router_bytes
 from klotski.planner import ModelFacts
 from klotski.weights import IN_FLIGHT, ParameterSpec
 
@@ -19,8 +19,8 @@ FLOAT = torch.float32.itemsize
 BEFORE_SCORES = re.compile(r"\.(q|k|v|kv|qkv|query|key|value|query_key_value|Wqkv)(_[ab])?(_proj.*)?\.weight$")
 
 
-def gather_facts(model: OpenModel) -> ModelFacts:
-    """What the planner has to know of a model."""
+def gather_facts(model: OpenModel, *, foresees: bool = False) -> ModelFacts:
+    """What the planner has to know of a model. `foresees`: copies of its routers will stay."""
     text: Any = model.config.get_text_config()
     item = model.shell.dtype.itemsize
     shape = workspace_shape(model)
@@ -32,7 +32,7 @@ def gather_facts(model: OpenModel) -> ModelFacts:
     per_token = shape.nbytes(enough + 1, item) - shape.nbytes(enough, item)
     per_row = (shape.nbytes(enough, item) - shape.nbytes(0, item) - enough * per_token) // ROWS
     return ModelFacts(
-        fixed_bytes=model.fixed.slot_bytes,
+        fixed_bytes=model.fixed.slot_bytes + foresees * router_bytes(model.shell),
         block_bytes={block: layout.slot_bytes for block, layout in model.layouts.items()},
         stored_bytes={block: layout.disk_bytes for block, layout in model.layouts.items()},
         expert_counts=model.shell.expert_counts,

@@ -2,13 +2,27 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 from klotski.assets import BUNDLED
 from klotski.core import Request
 from klotski.model import OpenModel
-from klotski.planner import Budget, Demand, ModelFacts, Plan, Wishes, free_memory, make_plan, runtime_memory
+from klotski.planner import (
+    NOMINAL,
+    Budget,
+    Demand,
+    ModelFacts,
+    Plan,
+    Rates,
+    Terms,
+    Wishes,
+    explain,
+    free_memory,
+    make_plan,
+    runtime_memory,
+)
 from klotski.schema import LoadFormat, RunConfig
-from klotski.units import format_size, parse_count, parse_size
+from klotski.units import format_size, parse_count, parse_rate, parse_size
 from klotski.workload import in_batch_order
 
 __all__ = ["describe", "plan_run"]
@@ -16,30 +30,65 @@ __all__ = ["describe", "plan_run"]
 logger = logging.getLogger(__name__)
 
 
-def plan_run(config: RunConfig, facts: ModelFacts, requests: Sequence[Request]) -> Plan:
-    """The plan for these requests, within the budget that the config grants."""
+def plan_run(config: RunConfig, facts: ModelFacts, requests: Sequence[Request], known: Rates | None = None) -> Plan:
+    """The plan for these requests, within the budget that the config grants.
+
+    `known`: rates that earlier runs of the model measured here.
+
+    Raises:
+        BudgetError: no plan fits into it.
+    """
+    lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
+    terms = Terms(facts, Demand(lengths), grant(config), wishes(config), choose_rates(config, known or NOMINAL))
+    plan = make_plan(terms)
+    return replace(plan, explanation=explain(plan, terms))
+
+
+def grant(config: RunConfig) -> Budget:
+    """The budget, and why it is that."""
     granted = parse_size("hw.device_memory", config.hw.device_memory)
     own = parse_size("model.auto_device_memory", config.model.auto_device_memory)
     runtime = parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
     if runtime is None:
         runtime = runtime_memory()
     if granted is not None:
-        budget = Budget(granted, "as set", runtime)
-    elif own is not None and config.model.path == BUNDLED:
+        return Budget(granted, "as set", runtime)
+    if own is not None and config.model.path == BUNDLED:
         reason = f"{format_size(own)} beside the interpreter, so that model={config.model.name} has to stream"
-        budget = Budget(own + runtime, reason, runtime)
-    else:
-        budget = Budget(*free_memory(), runtime)
-    wishes = Wishes(
-        parse_count("pipeline.n_batches", config.pipeline.n_batches),
-        parse_count("pipeline.batch_size", config.pipeline.batch_size),
-        parse_count("pipeline.hot_experts", config.pipeline.hot_experts),
-        parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens),
-        config.placement.residents,
-        config.model.load_format is LoadFormat.dummy,
+        return Budget(own + runtime, reason, runtime)
+    return Budget(*free_memory(), runtime)
+
+
+def wishes(config: RunConfig) -> Wishes:
+    """What the config has decided already."""
+    pipeline = config.pipeline
+    return Wishes(
+        n_batches=parse_count("pipeline.n_batches", pipeline.n_batches),
+        batch_size=parse_count("pipeline.batch_size", pipeline.batch_size),
+        hot_experts=parse_count("pipeline.hot_experts", pipeline.hot_experts),
+        prefill_tokens=parse_count("pipeline.prefill_tokens", pipeline.prefill_tokens),
+        residents=config.placement.residents,
+        all_stay=config.model.load_format is LoadFormat.dummy,
+        expert_slots=parse_count("pipeline.expert_slots", pipeline.expert_slots),
+        prefetch=pipeline.prefetch,
+        on_demand=pipeline.on_demand,
     )
-    lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
-    return make_plan(facts, Demand(lengths), budget, wishes)
+
+
+def choose_rates(config: RunConfig, otherwise: Rates) -> Rates:
+    """The rates to plan by: those that are set, and otherwise these."""
+    disk = parse_rate("hw.disk_bandwidth", config.hw.disk_bandwidth, "B")
+    compute = parse_rate("hw.compute_rate", config.hw.compute_rate, "FLOP")
+    match disk, compute:
+        case None, None:
+            reason = otherwise.reason
+        case _, None:
+            reason = f"the disk's as set, arithmetic's {otherwise.reason}"
+        case None, _:
+            reason = f"arithmetic's as set, the disk's {otherwise.reason}"
+        case _:
+            reason = "as set"
+    return Rates(disk or otherwise.disk, compute or otherwise.compute, reason)
 
 
 def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int) -> None:

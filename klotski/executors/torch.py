@@ -3,20 +3,24 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
+from rich.console import Console
 
 from klotski.assets import BUNDLED, TINY
-from klotski.core import LaneName, Request, SweepReport
+from klotski.core import Block, LaneName, Misses, Prediction, Request, Residents, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.facts import gather_facts, workspace_shape
+from klotski.executors.history import History
 from klotski.executors.planning import describe, plan_run
 from klotski.executors.rates import Rates
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
-from klotski.model import Decoding, GenerationBatch, OpenModel, Workspace, open_model
-from klotski.pipeline import Policy, Popularity, Sweeper, run_group
-from klotski.planner import Plan, process_memory
+from klotski.model import Decoding, Foresight, GenerationBatch, OpenModel, Workspace, keep_routers, open_model
+from klotski.pipeline import Policy, RoutingTable, Sweeper, create_predictor, run_group
+from klotski.planner import Plan, process_memory, show_plan
+from klotski.planner import Rates as PlannedRates
 from klotski.schema import DType, LoadFormat, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import parse_count
@@ -56,18 +60,26 @@ class TorchExecutor:
         keep_small_memory()
         if config.hw.host_memory != "auto":
             logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
+        if config.pipeline.misses is Misses.cheapest:
+            logger.warning("pipeline.misses=cheapest moves all: below CPU memory lies the disk, which computes nothing")
         is_dummy = config.model.load_format is LoadFormat.dummy
         folder = TINY if config.model.path == BUNDLED else resolve(config.model.path, with_weights=not is_dummy)
         model = open_model(folder, DTYPES[config.model.dtype], is_dummy=is_dummy)
+        history = History(config.history, config.model.name, folder)
         encoder = Encoder(model.tokenizer, model.config.get_text_config().vocab_size, model.context)
         requests = load_requests(config.workload, encoder, log.error)
         if log.num_errors:
             logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
-        facts = gather_facts(model)
-        plan = plan_run(config, facts, requests)
+        foresees = config.pipeline.predictor is Prediction.lookahead
+        facts = gather_facts(model, foresees=foresees)
+        facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
+        plan = plan_run(config, facts, requests, known_rates(history))
         totals.plan = plan.as_dict()
         log.plan(totals.plan)
         describe(config, model, plan, len(requests))
+        if config.dry_run:
+            show_plan(plan, facts, Console())
+            return
         with ExitStack() as stack, torch.inference_mode():
             account = stack.enter_context(Account(requests, facts, encoder, log, recorder, totals))
             compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
@@ -76,13 +88,17 @@ class TorchExecutor:
             disk = ThreadLane(LaneName.DISK, recorder, log.clock, DEPTH)
             stack.callback(disk.close)
             workspace = make_workspace(model, plan)
-            store = load_weights(model, plan, source, disk, workspace)
+            store = load_weights(model, plan, source, disk, workspace, config.placement.residents)
+            table = RoutingTable(model.shell.expert_counts)
+            history.recall(table)
+            stack.callback(lambda: keep_what_was_learned(table, history, log, totals))
             rates = Rates(store, workspace)
             account.measured(rates.measure())
             account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
-            sweeper = make_sweeper(config, model, plan, store, workspace, compute)
+            sweeper = make_sweeper(config, model, plan, store, workspace, compute, table)
             account.sweeping(sweeper.prefetch)
-            batches = make_batches(config, model, plan, cut_batches(requests, plan.batch_size), account)
+            foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees else None
+            batches = make_batches(config, model, plan, cut_batches(requests, plan.batch_size), account, foresight)
 
             def swept(report: SweepReport) -> None:
                 account.sweep(report)
@@ -93,13 +109,15 @@ class TorchExecutor:
             account.measured(rates.measure())
 
 
-def load_weights(model: OpenModel, plan: Plan, source: Source, disk: Lane, workspace: Workspace) -> BlockStore:
+def load_weights(
+    model: OpenModel, plan: Plan, source: Source, disk: Lane, workspace: Workspace, cache: Residents
+) -> BlockStore:
     """Allocate all that was planned for weights, and read what stays for the whole run."""
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     with torch.inference_mode(mode=False):  # slots are written by another thread, outside of it
         lent = plan.lent_slots * slot_sizes(model.layouts)[SlotKind.EXPERT]
         spare = workspace.spare(plan.sequences)[:lent]
-        store = BlockStore(model.layouts, slots, plan.residents, source, disk, spare)
+        store = BlockStore(model.layouts, slots, plan.residents, source, disk, spare, cache)
         fixed = allocate(model.fixed.slot_bytes)
     source.read(model.fixed, fixed)
     model.shell.bind(model.fixed.views_of(fixed))
@@ -114,18 +132,30 @@ def make_workspace(model: OpenModel, plan: Plan) -> Workspace:
 
 
 def make_sweeper(
-    config: RunConfig, model: OpenModel, plan: Plan, store: BlockStore, workspace: Workspace, compute: Lane
+    config: RunConfig,
+    model: OpenModel,
+    plan: Plan,
+    store: BlockStore,
+    workspace: Workspace,
+    compute: Lane,
+    table: RoutingTable,
 ) -> Sweeper:
     """The sweep over this model with the config's strategy."""
     strategy = config.pipeline
     policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
     experts = model.shell.expert_counts
     worker = TorchWorker(model.shell, store, workspace)
-    return Sweeper(experts, policy, Popularity(experts), store.residency, compute, worker, plan.sequences)
+    predictor = create_predictor(strategy.predictor, table)
+    return Sweeper(experts, policy, predictor, store.residency, compute, worker, plan.sequences)
 
 
 def make_batches(
-    config: RunConfig, model: OpenModel, plan: Plan, batches: Iterable[list[Request]], account: Account
+    config: RunConfig,
+    model: OpenModel,
+    plan: Plan,
+    batches: Iterable[list[Request]],
+    account: Account,
+    foresight: Foresight | None,
 ) -> Iterator[GenerationBatch]:
     """The coroutines, each made when its turn comes."""
     ends_early = not isinstance(config.workload, SyntheticWorkload)
@@ -133,4 +163,20 @@ def make_batches(
         model.stop_ids if ends_early else (), model.pad_id, config.workload.temperature, config.workload.seed
     )
     for index, requests in enumerate(batches):
-        yield GenerationBatch(index, requests, model.shell.model, decoding, account.result, plan.prefill_tokens)
+        yield GenerationBatch(
+            index, requests, model.shell.model, decoding, account.result, plan.prefill_tokens, foresight
+        )
+
+
+def keep_what_was_learned(table: RoutingTable, history: History, log: RunLog, totals: Totals) -> None:
+    """Leave it in the run's folder, and for the next run."""
+    log.experts(table.summary())
+    history.keep(table, totals.rates)
+
+
+def known_rates(history: History) -> PlannedRates | None:
+    """What earlier runs measured, to plan by."""
+    known = history.rates
+    if known is None:
+        return None
+    return PlannedRates(known[LaneName.DISK], known[LaneName.COMPUTE], "measured by earlier runs of this model")

@@ -3,6 +3,7 @@
 from klotski.model.batch import Decoding, GenerationBatch
 from klotski.model.cache import keeps_all_tokens, keeps_tokens
 from klotski.model.experts import ROWS, ExpertPhase, Workspace, WorkspaceShape
+from klotski.model.foresight import Foresight, keep_routers, router_bytes
 from klotski.model.opening import OpenModel, open_model
 from klotski.model.shell import Shell
 from klotski.model.slices import SLICE
@@ -12,12 +13,15 @@ __all__ = [
     "SLICE",
     "Decoding",
     "ExpertPhase",
+    "Foresight",
     "GenerationBatch",
     "OpenModel",
     "Shell",
     "Workspace",
     "WorkspaceShape",
+    "keep_routers",
     "keeps_all_tokens",
     "keeps_tokens",
     "open_model",
+    "router_bytes",
 ]

@@ -18,6 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 from klotski.core import Request, Result, Routing
 from klotski.model.cache import keeps_all_tokens, make_cache
 from klotski.model.experts import ExpertsCall, count_tokens
+from klotski.model.foresight import Foresight
 from klotski.model.handover import Handover
 
 __all__ = ["Decoding", "GenerationBatch"]
@@ -39,7 +40,8 @@ class GenerationBatch(greenlet, Handover):
     """Requests decoded together; see `pipeline.Batch` for what the pipeline sees of it.
 
     Prompts are padded on the left, and read at most `prefill_tokens` at a time. A sequence that has
-    ended is padded on until the batch's last one ends; `on_result` hears of it at once.
+    ended is padded on until the batch's last one ends; `on_result` hears of it at once. With `foresight`
+    `outlook` says at each layer's entry what its router makes of the tokens as they are.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class GenerationBatch(greenlet, Handover):
         decoding: Decoding,
         on_result: Callable[[Result], None],
         prefill_tokens: int,
+        foresight: Foresight | None = None,
     ) -> None:
         super().__init__()
         self.index = index
@@ -68,6 +71,8 @@ class GenerationBatch(greenlet, Handover):
         self._on_result = on_result
         self._cache: Any = None
         self._routing: Routing | None = None
+        self.outlook: Sequence[float] | None = None
+        self._foresight = foresight
 
     @property
     def is_finished(self) -> bool:
@@ -124,18 +129,20 @@ class GenerationBatch(greenlet, Handover):
         )
         self._cache = None  # its memory is the next batch's
 
-    def enter_layer(self, layer: int, tokens: int, cache: Any) -> None:
+    def enter_layer(self, layer: int, hidden: torch.Tensor, cache: Any) -> None:
         """Stop at a layer's entry."""
         if layer == 0 and self._cache is not None:
             self._seen += self.tokens // len(self.requests)
-        self.tokens = tokens
+        self.tokens = hidden.shape[:-1].numel()
         self._cache = cache
+        self.outlook = self._foresight.outlook(layer, hidden) if self._foresight else None
         self._stop()
 
     def ask(self, calls: Sequence[ExpertsCall]) -> Sequence[torch.Tensor]:
         """Stop at a layer's experts; the pipeline leaves the answers in `answers`."""
         self.calls = calls
-        self._routing = Routing(count_tokens(calls))
+        choices = torch.cat([call.choices for call in calls]).numpy(force=True)
+        self._routing = Routing(count_tokens(calls), choices)
         self._stop()
         answers, self.answers = self.answers, ()
         assert len(answers) == len(calls), "a batch was resumed before its experts were computed"

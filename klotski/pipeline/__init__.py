@@ -2,16 +2,17 @@
 
 from klotski.pipeline.group import run_group
 from klotski.pipeline.policy import Policy
-from klotski.pipeline.predictor import Popularity, Predictor
-from klotski.pipeline.sweep import Batch, PrefetchCount, Sweeper, Worker
+from klotski.pipeline.predictors import Predictor, create_predictor
+from klotski.pipeline.routing_table import RoutingTable
+from klotski.pipeline.sweep import Batch, Sweeper, Worker
 
 __all__ = [
     "Batch",
     "Policy",
-    "Popularity",
     "Predictor",
-    "PrefetchCount",
+    "RoutingTable",
     "Sweeper",
     "Worker",
+    "create_predictor",
     "run_group",
 ]

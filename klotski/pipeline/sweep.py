@@ -11,18 +11,17 @@ the simulator.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Protocol
 
-from klotski.core import Block, Compute, OnDemand, Operation, Routing
+from klotski.core import Block, Compute, OnDemand, Operation, PrefetchCount, Routing
 from klotski.lanes import Event, Lane
-from klotski.pipeline.policy import Policy
-from klotski.pipeline.predictor import Predictor
+from klotski.pipeline.policy import Policy, hottest
+from klotski.pipeline.predictors import Predictor
 from klotski.weights.residency import Residency
 
-__all__ = ["Batch", "PrefetchCount", "Sweeper", "Worker"]
+__all__ = ["Batch", "Sweeper", "Worker"]
 
 
 class Batch(Protocol):
@@ -62,6 +61,10 @@ class Batch(Protocol):
     def routing(self) -> Routing | None:
         """What it asks for, if it has stopped at a layer's experts; None at a layer's entry."""
 
+    @property
+    def outlook(self) -> Sequence[float] | None:
+        """At a layer's entry, tokens that its router would give each expert already; None: it was not asked."""
+
     def resume(self) -> None:
         """Go on to the next stop: the layer's experts, the next layer, or the end."""
 
@@ -80,14 +83,6 @@ class Worker(Protocol):
 
     def combine(self, layer: int) -> None:
         """Sum the experts' outputs and hand each batch its own."""
-
-
-@dataclass
-class PrefetchCount:
-    """How prefetching fared: experts that were sent for before any router asked for them."""
-
-    requested: int = 0
-    used: int = 0
 
 
 class Sweeper:
@@ -118,36 +113,42 @@ class Sweeper:
         self._dense: deque[Block] = deque()
         self._guesses: deque[Block] = deque()
         self._guessed: set[Block] = set()  # sent for as guesses; whether they are of use is not known yet
+        self._claimed: set[Block] = set()  # likewise, but they were here, and are kept from being replaced
         self._ended: tuple[Event, ...] = ()  # the last expert phase
-        self.prefetch = PrefetchCount()
+        self.prefetch = [PrefetchCount() for _ in experts]
 
     def sweep(self, group: Sequence[Batch]) -> None:
         """Take every batch through all layers; each ends at the first layer again, or finished."""
         if sum(batch.tokens for batch in group) <= self._few:
             self._residency.lend(self._ended)
         else:
-            self._guessed -= self._residency.withdraw()
+            lost = self._residency.withdraw()
+            self._guessed -= lost
+            self._claimed -= lost
         for layer in range(len(self._experts)):
             self._layer(layer, group)
 
     def close(self) -> None:
         """Give back what was brought for a sweep that will not come, once it is here; another may begin afterwards."""
-        for waiting in (self._demanded, self._dense, self._guesses, self._guessed):
+        for waiting in (self._demanded, self._dense, self._guesses, self._guessed, self._claimed):
             waiting.clear()
         for block in self._residency.held():
             self._residency.release(block)
+        self._residency.clear()
         self._residency.wait_for_free_slots()
         self._residency.check_integrity()
 
     def _layer(self, layer: int, group: Sequence[Batch]) -> None:
         dense = Block(layer)
-        self._bring_ahead(layer)
+        self._predictor.foresee(layer, [batch.outlook for batch in group])
+        named = self._bring_ahead(layer)
         self._need(dense)
         if not self._experts[layer]:
             self._bring_ahead((layer + 1) % len(self._experts))
         uses, counts = self._attention(layer, group)
         if counts is not None:
             self._settle_guesses(layer, counts)
+            self._judge(layer, named, counts)
             self._compute_experts(layer, group, counts)
             uses = [self._finish(layer, batch) for batch in group]
         self._residency.release(dense, uses[-1])
@@ -157,7 +158,7 @@ class Sweeper:
         """The batches' passes, and the tokens of each expert over all of them (None: no experts)."""
         after = self._residency.arrival(Block(layer))
         totals = [0] * self._experts[layer]
-        uses = []
+        uses, routings = [], []
         for position, batch in enumerate(group):
             operation = Operation(Compute.ATTENTION, layer, batch=batch.index, tokens=batch.tokens)
             run = batch.resume if position else partial(self._enter, layer, batch)
@@ -165,11 +166,11 @@ class Sweeper:
             if batch.routing is not None:
                 totals = [total + count for total, count in zip(totals, batch.routing.counts, strict=True)]
                 self._demand(layer, batch.routing)
-        routed = {batch.routing is not None for batch in group}
-        assert len(routed) == 1, "batches disagree on whether the layer has experts"
-        if not routed.pop():
+                routings.append(batch.routing)
+        assert len(routings) in (0, len(group)), "batches disagree on whether the layer has experts"
+        if not routings:
             return uses, None
-        self._predictor.observe(layer, totals)
+        self._predictor.observe(layer, routings)
         return uses, totals
 
     def _enter(self, layer: int, batch: Batch) -> None:
@@ -182,7 +183,9 @@ class Sweeper:
             return
         for expert in self._policy.demand(routing.counts):
             block = Block(layer, expert)
-            if not self._residency.is_known(block) and block not in self._demanded:
+            if self._residency.is_known(block):
+                self._residency.claim(block)
+            elif block not in self._demanded:
                 self._demanded.append(block)
         self._guesses = deque(block for block in self._guesses if block not in self._demanded)
         self._pump()
@@ -192,11 +195,20 @@ class Sweeper:
         self._guesses = deque(block for block in self._guesses if block.layer != layer)
         for block in [block for block in self._guessed if block.layer == layer]:
             self._guessed.remove(block)
-            if counts[block.expert]:
-                self.prefetch.used += 1
-            else:
+            self.prefetch[layer].used += counts[block.expert] > 0
+            if not counts[block.expert]:
+                self._residency.release(block)
+        for block in [block for block in self._claimed if block.layer == layer]:
+            self._claimed.remove(block)
+            if not counts[block.expert]:
                 self._residency.release(block)
         self._pump()
+
+    def _judge(self, layer: int, named: Collection[int], counts: Sequence[int]) -> None:
+        """Compare what was held to be hot with what was."""
+        truly = hottest(range(len(counts)), counts)[: len(named)]
+        self.prefetch[layer].named += len(named)
+        self.prefetch[layer].among_hottest += len(set(named) & set(truly))
 
     def _compute_experts(self, layer: int, group: Sequence[Batch], counts: Sequence[int]) -> None:
         remaining = {expert: count for expert, count in enumerate(counts) if count}
@@ -223,30 +235,37 @@ class Sweeper:
     def _choose(self, layer: int, remaining: dict[int, int]) -> int:
         here = list(self._residency.resident_experts(layer) & remaining.keys())
         coming: list[int] = []
-        for block, has_come in self._residency.sent_for():
-            if block.layer == layer and block.expert in remaining:
-                (here if has_come else coming).append(block.expert)
+        for expert, has_come in self._residency.sent_for(layer):
+            if expert in remaining:
+                (here if has_come else coming).append(expert)
         return self._policy.choose(remaining, here, coming)
 
     def _finish(self, layer: int, batch: Batch) -> Event:
         operation = Operation(Compute.FINISH, layer, batch=batch.index, tokens=batch.tokens)
         return self._compute.submit(operation, batch.resume)
 
-    def _bring_ahead(self, layer: int) -> None:
-        """Send for a layer's dense part, and for the experts that the policy expects it to need."""
+    def _bring_ahead(self, layer: int) -> list[int]:
+        """Send for a layer's dense part, and for the experts that the policy expects it to need; returns those."""
         if self._policy.on_demand is OnDemand.lazy:
-            return
+            return []
         if not self._residency.is_known(Block(layer)) and Block(layer) not in self._dense:
             self._dense.append(Block(layer))
-        for expert in self._policy.ahead(self._predictor.scores(layer)):
+        named = self._policy.ahead(self._predictor.scores(layer))
+        for expert in named:
             block = Block(layer, expert)
-            if not self._residency.is_known(block) and block not in self._guesses:
-                self._guesses.append(block)
+            if not self._residency.is_known(block):
+                if block not in self._guesses:
+                    self._guesses.append(block)
+            elif self._residency.claim(block):
+                self._claimed.add(block)
         self._pump()
+        return named
 
     def _need(self, block: Block) -> None:
         """Send for a block whose turn has come, if that has not been done ahead of it."""
-        if not self._residency.is_known(block):
+        if self._residency.is_known(block):
+            self._residency.claim(block)
+        else:
             self._residency.request(block)
 
     def _pump(self) -> None:
@@ -257,4 +276,4 @@ class Sweeper:
                 self._residency.request(block)
                 if queue is self._guesses:
                     self._guessed.add(block)
-                    self.prefetch.requested += 1
+                    self.prefetch[block.layer].requested += 1

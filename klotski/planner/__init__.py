@@ -1,18 +1,28 @@
 """What the run is decided to be before it starts."""
 
-from klotski.planner.facts import Demand, ModelFacts
+from klotski.planner.demand import Demand
+from klotski.planner.explain import explain
+from klotski.planner.facts import ModelFacts
 from klotski.planner.hardware import free_memory, peak_memory, process_memory, runtime_memory
-from klotski.planner.plan import Budget, Plan, Wishes, make_plan
+from klotski.planner.plan import Plan, make_plan
+from klotski.planner.rates import NOMINAL, Rates
+from klotski.planner.table import show_plan
+from klotski.planner.terms import Budget, Terms, Wishes
 
 __all__ = [
+    "NOMINAL",
     "Budget",
     "Demand",
     "ModelFacts",
     "Plan",
+    "Rates",
+    "Terms",
     "Wishes",
+    "explain",
     "free_memory",
     "make_plan",
     "peak_memory",
     "process_memory",
     "runtime_memory",
+    "show_plan",
 ]

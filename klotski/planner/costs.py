@@ -1,74 +1,156 @@
 """How long a workload is expected to take: what a planner compares its candidates by.
 
-Nominal rates, of a small machine with an NVMe drive: a plan shall not depend on how busy the
-machine was in the second in which it was made. What they decide is a ratio, bytes moved for
-arithmetic done, and a plan that is best at this one is near the best at others.
+What the machine does in a second is said by `Rates`; the constants here are what was measured beside
+them, and do not follow from them.
 """
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from klotski.planner.facts import Demand, Group, ModelFacts
+from klotski.planner.demand import Demand, Group
+from klotski.planner.facts import ModelFacts
+from klotski.planner.rates import NOMINAL, Rates
+from klotski.planner.streaming import Using
 
-__all__ = ["BUSY_SLOTS", "workload_seconds"]
+__all__ = ["BUSY_SLOTS", "Costs", "Forecast", "Pace", "Seconds", "Work"]
 
 BUSY_SLOTS = 2  # for experts
-DISK = 1.6e9  # bytes a second
-ARITHMETIC = 4e11  # floating-point operations a second, of experts and head
-DENSE = 3e11  # of a layer's dense part, with all that goes on between its products
+DENSE = 0.75  # of the experts' rate, in a layer's dense part, with all that goes on between its products
 TURN = 6e-3  # seconds of a batch's turn in a layer, whatever its size
 STEP = 5e-4  # seconds of an expert's turn, likewise
-MEMORY = 2e10  # bytes of weights a second on their way into a product, however few its rows
+MEMORY = 2e10  # bytes a second of weights on their way into a product, however few its rows, and of cached keys
 SHARED = 0.15  # of the time in which both go on, lost to each other: memory's bandwidth, and the cores themselves
 UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 
 
-def workload_seconds(
-    facts: ModelFacts, demand: Demand, group: Group, prefill_tokens: int, slots: tuple[int, int], streamed: float
-) -> float:
-    """Seconds for all requests, in groups as heavy as the heaviest. `slots`: for experts, and lent ones beside them.
+class Work(NamedTuple):
+    """What one sweep has to do, in the mean: `sampled` sequences are given a token and look at `context` others."""
 
-    Batches read their prompts one after the other, so many pieces each; then each decodes, beside what
-    others do. A batch may begin when the one before it has read its prompts, and one of the group has
-    ended. The smaller the pieces, the more evenly are the sweeps that read prompts (bound by arithmetic)
-    spread over those that only decode (bound by the disk), and the longer it takes until all batches
-    are at work, and until the last has ended.
-    """
-    batch_size, in_group = group.batch_size, -(-group.sequences // group.batch_size)
-    batches = -(-len(demand.lengths) // batch_size)
-    prompts = group.prompt_tokens / in_group
-    spared = facts.spared_flops / max(1, facts.dense_flops + facts.expert_flops)
-    pieces = max(1, math.ceil(prompts / prefill_tokens))
-    life = pieces + demand.output_tokens - 1
-    waves, last = divmod(batches - 1, in_group)
-    sweeps = waves * max(life, in_group * pieces) + last * pieces + life
-    reading = min(batches * pieces, sweeps)
-    decoding = len(demand.lengths) * (demand.output_tokens - 1) / sweeps  # tokens of a sweep, on average
-    turns = batches * life / sweeps
-
-    def sweep(tokens: float, expert_slots: int) -> float:
-        return sweep_seconds(facts, tokens, decoding, turns, expert_slots, streamed)
-
-    prompt = batches * prompts / reading * (1 - spared)
-    return reading * sweep(decoding + prompt, slots[0]) + (sweeps - reading) * sweep(decoding, sum(slots))
+    tokens: float
+    sampled: float
+    batches: float
+    context: float
 
 
-def sweep_seconds(
-    facts: ModelFacts, tokens: float, sampled: float, batches: float, expert_slots: int, streamed: float
-) -> float:
-    """Seconds of one sweep of so many batches: the disk's or the arithmetic's, whichever takes longer.
+class Pace(NamedTuple):
+    """How a workload is spread over sweeps: `reading` of them read prompts as well."""
 
-    The disk idles while a layer's attention runs, once all slots are full; before the first layer's,
-    the head runs as well, whose weights of two bytes each are read for every batch. Two slots are no
-    help: one is being computed from, and one is being filled. Neither takes equally long each time, so
-    that one waits for the other now and then: the more slots between them, the less.
-    """
-    attention = tokens * facts.dense_flops / DENSE / facts.num_layers + batches * TURN
-    turn = STEP + facts.largest_expert / MEMORY
-    experts = tokens * facts.expert_flops / ARITHMETIC + facts.num_experts * turn
-    head = sampled * facts.head_flops / ARITHMETIC + batches * facts.head_flops / MEMORY
-    arithmetic = facts.num_layers * attention + experts + head
-    ahead = (expert_slots - BUSY_SLOTS) * facts.largest_expert / DISK
-    idle = (facts.num_layers - 1) * max(0.0, attention - ahead) + max(0.0, attention + head - ahead)
-    reading = streamed / DISK
-    lost = (SHARED + UNEVEN / (expert_slots - 1)) * min(reading, experts)
-    return max(reading + idle, arithmetic) + lost
+    sweeps: float
+    reading: float
+    reads: Work
+    decodes: Work
+
+
+class Seconds(NamedTuple):
+    """Of one sweep, in the mean. The lanes work side by side, so `total` is not their sum."""
+
+    total: float
+    disk: float
+    attention: float
+    cache: float  # on its way into attention: keys and values of earlier tokens
+    experts: float
+    head: float
+
+    @property
+    def arithmetic(self) -> float:
+        """What the compute lane is busy for."""
+        return self.attention + self.cache + self.experts + self.head
+
+
+class Forecast(NamedTuple):
+    """What a plan is expected to come to: all seconds, and the mean sweep."""
+
+    seconds: float
+    sweeps: float
+    nbytes: float  # that a sweep reads from disk
+    sweep: Seconds
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of a workload at some rates. `overlaps`: blocks arrive while others are computed."""
+
+    facts: ModelFacts
+    demand: Demand
+    rates: Rates = NOMINAL
+    overlaps: bool = True
+
+    def workload(self, pace: Pace, slots: tuple[int, int], using: Using) -> float:
+        """Seconds for all requests. `slots`: for experts, and lent ones beside them in sweeps without prompts."""
+        reads = self.sweep(pace.reads, slots[0], using).total
+        decodes = self.sweep(pace.decodes, sum(slots), using).total
+        return pace.reading * reads + (pace.sweeps - pace.reading) * decodes
+
+    def forecast(self, pace: Pace, slots: tuple[int, int], using: Using) -> Forecast:
+        """The same, with what it is made of."""
+        share = pace.reading / pace.sweeps
+        both = (share, pace.reads, slots[0]), (1 - share, pace.decodes, sum(slots))
+        nbytes = sum(weight * using(work.tokens).nbytes for weight, work, _ in both)
+        sweeps = [[weight * part for part in self.sweep(work, count, using)] for weight, work, count in both]
+        mean = Seconds(*(sum(parts) for parts in zip(*sweeps, strict=True)))
+        return Forecast(mean.total * pace.sweeps, pace.sweeps, nbytes, mean)
+
+    def pace(self, group: Group, prefill_tokens: int) -> Pace:
+        """All requests, in groups as heavy as the heaviest.
+
+        Batches read their prompts one after the other, so many pieces each; then each decodes, beside what
+        others do. A batch may begin when the one before it has read its prompts, and one of the group has
+        ended. The smaller the pieces, the more evenly are the sweeps that read prompts (bound by arithmetic)
+        spread over those that only decode (bound by the disk), and the longer it takes until all batches
+        are at work, and until the last has ended.
+        """
+        facts, demand = self.facts, self.demand
+        batch_size, in_group = group.batch_size, -(-group.sequences // group.batch_size)
+        batches = -(-len(demand.lengths) // batch_size)
+        prompts = group.prompt_tokens / in_group
+        spared = facts.spared_flops / max(1, facts.dense_flops + facts.expert_flops)
+        pieces = max(1, math.ceil(prompts / prefill_tokens))
+        life = pieces + demand.output_tokens - 1
+        waves, last = divmod(batches - 1, in_group)
+        sweeps = waves * max(life, in_group * pieces) + last * pieces + life
+        reading = min(batches * pieces, sweeps)
+        decoding = len(demand.lengths) * (demand.output_tokens - 1) / sweeps  # tokens of a sweep, on average
+        prompt = batches * prompts / reading * (1 - spared)
+        context = decoding * max(0.0, group.context_tokens / group.sequences - demand.output_tokens / 2)
+        work = Work(decoding, decoding, batches * life / sweeps, context)
+        return Pace(sweeps, reading, work._replace(tokens=decoding + prompt), work)
+
+    def sweep(self, work: Work, expert_slots: int, using: Using) -> Seconds:
+        """One sweep: the disk's time or the arithmetic's, whichever is longer; their sum, if nothing overlaps.
+
+        The disk idles while a layer's attention runs, once all slots are full; before the first layer's,
+        the head runs as well. Two slots are no help: one is being computed from, and one is being filled.
+        Neither takes equally long each time, so that one waits for the other now and then: the more slots
+        between them, the less. With a single slot they take turns.
+        """
+        use = using(work.tokens)
+        attention, cache = self.attention(work), self.cache(work)
+        experts, head = self.experts(work.tokens, use.computed), self.head(work)
+        arithmetic, disk = attention + cache + experts + head, use.nbytes / self.rates.disk
+        if not self.overlaps or expert_slots < BUSY_SLOTS:
+            return Seconds(disk + arithmetic, disk, attention, cache, experts, head)
+        ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / self.rates.disk
+        layers = self.facts.num_layers
+        layer = (attention + cache) / layers
+        idle = (layers - 1) * max(0.0, layer - ahead) + max(0.0, layer + head - ahead)
+        lost = (SHARED + UNEVEN / (expert_slots - 1)) * min(disk, experts)
+        return Seconds(max(disk + idle, arithmetic) + lost, disk, attention, cache, experts, head)
+
+    def attention(self, work: Work) -> float:
+        """Seconds of all layers' dense parts: attention, router, shared experts."""
+        products = work.tokens * self.facts.dense_flops / (DENSE * self.rates.compute)
+        return products + self.facts.num_layers * work.batches * TURN
+
+    def cache(self, work: Work) -> float:
+        """Seconds in which attention gets the keys and values of earlier tokens out of memory, in all layers."""
+        return work.context * self.facts.kv_bytes / MEMORY
+
+    def experts(self, tokens: float, count: float) -> float:
+        """Seconds of so many experts, of all layers, over so many tokens."""
+        turn = STEP + self.facts.largest_expert / MEMORY
+        return tokens * self.facts.expert_flops / self.rates.compute + count * turn
+
+    def head(self, work: Work) -> float:
+        """Seconds in which the next tokens are chosen; its weights of two bytes each are read for every batch."""
+        return work.sampled * self.facts.head_flops / self.rates.compute + work.batches * self.facts.head_flops / MEMORY

@@ -1,13 +1,12 @@
-"""What a plan is made from: the model's sizes, and what the workload asks of memory."""
+"""What a plan has to know of a model: its sizes, its arithmetic, and what is known of its routers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
 
 from klotski.core import Block
 
-__all__ = ["Demand", "Group", "ModelFacts"]
+__all__ = ["ModelFacts"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class ModelFacts:
     head_flops: int = 0  # of a sequence that is given a token
     pair_flops: int = 0  # of a token and one that it looks at, in one layer
     spared_flops: int = 0  # of the last layer, for a token of which it only keeps keys and values
+    shares: Sequence[Sequence[float]] | None = None  # of a layer's tokens, that chose each expert in earlier runs
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -75,54 +75,16 @@ class ModelFacts:
         """Bytes of the largest expert."""
         return max((size for block, size in self.block_bytes.items() if not block.is_dense), default=0)
 
-
-@dataclass(frozen=True)
-class Group:
-    """What the heaviest group of n batches asks of memory, in tokens."""
-
-    context_tokens: int  # of KV cache, for all batches to their end
-    prompt_tokens: int
-    longest: int  # tokens of the longest sequence, to its end
-    sequences: int
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Demand:
-    """The workload: prompt length and longest output of each request, in the order of batches."""
-
-    lengths: Sequence[tuple[int, int]]
-    _heaviest: dict[int, tuple[list[int], list[int]]] = field(default_factory=dict, init=False, repr=False)
-
     @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest sequence."""
-        return max(prompt + output for prompt, output in self.lengths)
+    def mean_expert(self) -> float:
+        """Bytes that the arrival of an expert reads, on average."""
+        stored = [size for block, size in self.stored_bytes.items() if not block.is_dense]
+        return sum(stored) / max(1, len(stored))
 
-    @cached_property
-    def output_tokens(self) -> float:
-        """Output tokens of a request, on average."""
-        return sum(output for _, output in self.lengths) / len(self.lengths)
-
-    def group(self, n_batches: int, batch_size: int) -> Group:
-        """The heaviest group of n batches."""
-        if batch_size not in self._heaviest:  # a planner asks for every n of one size
-            self._heaviest[batch_size] = self._cut(batch_size)
-        contexts, prompts = self._heaviest[batch_size]
-        last = min(n_batches, len(contexts)) - 1
-        sequences = min(n_batches * batch_size, len(self.lengths))
-        return Group(contexts[last], prompts[last], self.longest, sequences, min(batch_size, len(self.lengths)))
-
-    def _cut(self, batch_size: int) -> tuple[list[int], list[int]]:
-        """Tokens of cache and of prompts of the heaviest batch, the two heaviest, and so on.
-
-        Batches are cut in order; each is padded to its longest prompt and lives as long as its
-        longest output.
-        """
-        contexts, prompts = [], []
-        for start in range(0, len(self.lengths), batch_size):
-            batch = self.lengths[start : start + batch_size]
-            longest = max(prompt for prompt, _ in batch)
-            prompts.append(len(batch) * longest)
-            contexts.append(len(batch) * (longest + max(output for _, output in batch)))
-        return [list(accumulate(sorted(each, reverse=True))) for each in (contexts, prompts)]  # type: ignore[return-value]
+    def share(self, block: Block) -> float:
+        """The share of tokens that use a block: 1 for a dense part, and as evenly as can be where nothing is known."""
+        if block.is_dense:
+            return 1.0
+        if self.shares is not None:
+            return min(1.0, self.shares[block.layer][block.expert])
+        return min(1.0, self.top_k / self.expert_counts[block.layer])

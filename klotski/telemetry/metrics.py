@@ -22,12 +22,12 @@ prompts did, in those operations a second; `prefill_efficiency` divides it by `r
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from statistics import median
 from typing import Any
 
-from klotski.core import LaneName
+from klotski.core import LaneName, PrefetchCount
 from klotski.telemetry.recorder import Recorder
 
 __all__ = ["SweepUse", "Totals", "ratio", "summarize"]
@@ -57,8 +57,7 @@ class Totals:
     num_requests: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
-    prefetch_requested: int = 0
-    prefetch_used: int = 0
+    prefetch: Sequence[PrefetchCount] = ()  # by layer
     sweeps: list[SweepUse] = field(default_factory=list)
     peak_memory: dict[str, int] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
@@ -103,12 +102,25 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         "bound": {"resource": resource, "seconds": bound, "efficiency": ratio(bound, elapsed)},
         "rates": totals.rates,
         "peak_memory": totals.peak_memory,
-        "prefetch": {
-            "requested": totals.prefetch_requested,
-            "used": totals.prefetch_used,
-            "hit_rate": ratio(totals.prefetch_used, totals.prefetch_requested),
-        },
+        "prefetch": summarize_prefetch(totals.prefetch),
         "plan": totals.plan,
+    }
+
+
+def summarize_prefetch(layers: Sequence[PrefetchCount]) -> dict[str, Any]:
+    """How prefetching fared, over all layers and layer by layer."""
+    total = PrefetchCount(*(sum(counts) for counts in zip(*map(astuple, layers), strict=True)))
+    return shares(total) | {"layers": [{"layer": layer} | shares(each) for layer, each in enumerate(layers)]}
+
+
+def shares(count: PrefetchCount) -> dict[str, Any]:
+    """Of the experts sent for, the share that was used; of those held to be hot, the share that truly was."""
+    return {
+        "requested": count.requested,
+        "used": count.used,
+        "hit_rate": ratio(count.used, count.requested),
+        "named": count.named,
+        "among_hottest": ratio(count.among_hottest, count.named),
     }
 
 

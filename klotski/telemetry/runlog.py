@@ -62,6 +62,11 @@ class RunLog:
         """`plan.json`."""
         self._guard("plan.json", lambda: write_whole(self.folder / "plan.json", plan))
 
+    def experts(self, experts: dict[str, Any]) -> None:
+        """`experts.json`."""
+        content = {"schema": SCHEMA_VERSION} | experts
+        self._guard("experts.json", lambda: write_whole(self.folder / "experts.json", content))
+
     def metrics(self, metrics: dict[str, Any]) -> None:
         """`metrics.json`; the last thing a run writes."""
         (self.folder / ".reserve").unlink(missing_ok=True)

@@ -4,15 +4,18 @@ Bookkeeping only: no memory, no I/O, no torch. A block is absent, coming, or her
 here for the whole run. The others come with `request` and go with `release`; a slot that was
 released may be refilled once the last use of the block in it has ended.
 
+Where slots are a cache (`lru`, `lfu`), an expert that was released stays until its slot is wanted
+for another; `claim` takes it into use again before that happens.
+
 Some slots for experts may be lent: their memory is needed for something else at times. They are
 used between `lend` and `withdraw` only, and what lies in them then is lost.
 """
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Mapping, Set
 from enum import StrEnum
 
-from klotski.core import DENSE, Block
+from klotski.core import DENSE, Block, Residents
 from klotski.lanes import Event
 
 __all__ = ["Bring", "Residency", "SlotKind"]
@@ -38,16 +41,24 @@ class Residency:
     """Hands out slots; see the module's docstring for the life of a block."""
 
     def __init__(
-        self, slots: Mapping[SlotKind, int], residents: Collection[Block], bring: Bring, lent: int = 0
+        self,
+        slots: Mapping[SlotKind, int],
+        residents: Collection[Block],
+        bring: Bring,
+        lent: int = 0,
+        cache: Residents = Residents.none,
     ) -> None:
-        """`lent`: slots for experts beyond those of `slots`, not lent yet; their numbers come last."""
+        """`lent`: slots for experts beyond those of `slots`, not lent yet; their numbers come last.
+
+        `cache`: `lru` or `lfu`, which of the experts that nobody uses gives its slot to another; all else: none stays.
+        """
         self._bring = bring
         self._residents = frozenset(residents)
         self._resident_experts: dict[int, set[int]] = defaultdict(set)
         for layer, expert in self._residents:
             self._resident_experts[layer] |= {expert} - {DENSE}
         self._slots: dict[Block, int] = {}
-        self._arrivals: dict[Block, Event] = {}
+        self._arrivals: dict[int, dict[Block, Event]] = defaultdict(dict)  # by layer
         # A free slot, with the event after which it may be overwritten. First freed, first used:
         # its last use is the likeliest to have ended.
         self._free: dict[SlotKind, deque[tuple[int, tuple[Event, ...]]]] = {
@@ -56,6 +67,9 @@ class Residency:
         self._count = {kind: slots.get(kind, 0) for kind in SlotKind}
         self._withdrawn = list(range(self._count[SlotKind.EXPERT], self._count[SlotKind.EXPERT] + lent))
         self._lent: list[int] = []
+        self._cache = cache
+        self._kept: dict[Block, Event] = {}  # released, and still here: the longest unused first, with its last use
+        self._uses: Counter[Block] = Counter()
 
     def resident_experts(self, layer: int) -> Set[int]:
         """The experts of a layer that stay for the whole run."""
@@ -63,38 +77,65 @@ class Residency:
 
     def is_known(self, block: Block) -> bool:
         """Whether the block is here or coming."""
-        return block in self._residents or block in self._arrivals
+        return block in self._residents or block in self._slots
 
     def has_free_slot(self, block: Block) -> bool:
         """Whether `request` of this block could be answered now."""
-        return bool(self._free[SlotKind.of(block)])
+        return bool(self._free[SlotKind.of(block)]) or (not block.is_dense and bool(self._kept))
 
     def request(self, block: Block) -> None:
-        """Send for a block that is absent, into a slot that is free."""
+        """Send for a block that is absent, into a slot that is free, or whose block nobody uses."""
         assert not self.is_known(block), f"{block} was sent for twice"
-        slot, uses = self._free[SlotKind.of(block)].popleft()
+        free = self._free[SlotKind.of(block)]
+        if not free:
+            self._free_slot(self._least_wanted())
+        slot, uses = free.popleft()
         self._slots[block] = slot
-        self._arrivals[block] = self._bring(block, slot, uses)
+        self._arrivals[block.layer][block] = self._bring(block, slot, uses)
+
+    def claim(self, block: Block) -> bool:
+        """Take a block into use that was released and is still here; False if it is not such a one."""
+        return self._kept.pop(block, None) is not None
 
     def arrival(self, block: Block) -> tuple[Event, ...]:
         """What a use of the block has to wait for."""
-        return () if block in self._residents else (self._arrivals[block],)
+        return () if block in self._residents else (self._arrivals[block.layer][block],)
 
-    def sent_for(self) -> list[tuple[Block, bool]]:
-        """Blocks that occupy a slot, in the order in which they were sent for, and whether each has come."""
-        return [(block, arrival.is_done()) for block, arrival in self._arrivals.items()]
+    def sent_for(self, layer: int) -> list[tuple[int, bool]]:
+        """A layer's experts that occupy a slot, in the order in which they were sent for; whether each has come."""
+        arrivals = self._arrivals[layer].items()
+        return [(block.expert, arrival.is_done()) for block, arrival in arrivals if not block.is_dense]
 
     def slot(self, block: Block) -> int:
         """The slot of a block that was requested and not released."""
         return self._slots[block]
 
     def release(self, block: Block, last_use: Event | None = None) -> None:
-        """Give up a block after `last_use` (None: it was never used). Residents stay."""
+        """Give up a block after `last_use` (None: it was never used). Residents stay, and so may what a cache keeps."""
         if block in self._residents:
             return
-        arrival = self._arrivals.pop(block)
-        slot = self._slots.pop(block)
-        self._free[SlotKind.of(block)].append((slot, (last_use or arrival,)))
+        assert block not in self._kept, f"{block} was released twice"
+        self._uses[block] += last_use is not None
+        self._kept[block] = last_use or self._arrivals[block.layer][block]
+        if block.is_dense or self._cache not in (Residents.lru, Residents.lfu):
+            self._free_slot(block)
+
+    def clear(self) -> None:
+        """Give up all that a cache keeps."""
+        for block in list(self._kept):
+            self._free_slot(block)
+
+    def _least_wanted(self) -> Block:
+        """Of what a cache keeps, what has been used least often, or else what has not been used for longest."""
+        if self._cache is Residents.lfu:
+            return min(self._kept, key=self._uses.__getitem__)
+        return next(iter(self._kept))
+
+    def _free_slot(self, block: Block) -> None:
+        """Give a released block's slot to whoever comes next, after its last use."""
+        last_use = self._kept.pop(block)
+        del self._arrivals[block.layer][block]
+        self._free[SlotKind.of(block)].append((self._slots.pop(block), (last_use,)))
 
     def lend(self, after: Collection[Event] = ()) -> None:
         """Let the lent slots be used after these events; nothing if they are already."""
@@ -103,10 +144,13 @@ class Residency:
         self._withdrawn = []
 
     def withdraw(self) -> frozenset[Block]:
-        """Take the lent slots out of use; returns the blocks that were lost, once nobody uses or fills such a slot."""
-        lost = frozenset(block for block, slot in self._slots.items() if slot in self._lent and not block.is_dense)
+        """Take the lent slots out of use, once nobody uses or fills one; returns what was sent for and is lost."""
+        inside = [block for block, slot in self._slots.items() if slot in self._lent and not block.is_dense]
+        lost = frozenset(inside) - self._kept.keys()
         for block in lost:
             self.release(block)
+        for block in [block for block in inside if block in self._kept]:
+            self._free_slot(block)
         free = self._free[SlotKind.EXPERT]
         for slot, events in [entry for entry in free if entry[0] in self._lent]:
             for event in events:
@@ -117,8 +161,8 @@ class Residency:
         return lost
 
     def held(self) -> frozenset[Block]:
-        """Blocks that occupy a slot now; residents apart."""
-        return frozenset(self._slots)
+        """Blocks that were sent for and not released; residents apart."""
+        return frozenset(self._slots) - self._kept.keys()
 
     def wait_for_free_slots(self) -> None:
         """Return when no free slot is still being filled or used."""
@@ -133,4 +177,5 @@ class Residency:
             held = [slot for block, slot in self._slots.items() if SlotKind.of(block) is kind]
             lent = self._lent if kind is SlotKind.EXPERT else []
             assert sorted([*held, *(slot for slot, _ in free)]) == [*range(self._count[kind]), *lent], kind
-        assert self._slots.keys() == self._arrivals.keys()
+        assert self._slots.keys() == {block for arrivals in self._arrivals.values() for block in arrivals}
+        assert self._kept.keys() <= self._slots.keys()

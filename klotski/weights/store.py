@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from klotski.core import Block, Operation
+from klotski.core import Block, Operation, Residents
 from klotski.lanes import Event, Lane, Pending
 from klotski.weights.layout import BlockLayout
 from klotski.weights.memory import allocate
@@ -36,7 +36,8 @@ class BlockStore:
 
     All memory is allocated here, once: `nbytes` is what was taken. Residents are read before the
     first sweep (`load_residents`); the others when `residency` hands out a slot for them. Slots that
-    are lent lie in `spare` (uint8, on a page boundary), which belongs to somebody else.
+    are lent lie in `spare` (uint8, on a page boundary), which belongs to somebody else. `cache`: whether
+    slots keep experts for their next use; see `Residency`.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class BlockStore:
         source: Source,
         lane: Lane,
         spare: torch.Tensor | None = None,
+        cache: Residents = Residents.none,
     ) -> None:
         self._layouts = layouts
         self._source = source
@@ -59,9 +61,10 @@ class BlockStore:
         sizes = [layouts[block].slot_bytes for block in residents]
         self._residents = dict(zip(residents, torch.split(allocate(sum(sizes)), sizes), strict=True))
         size = self._slot_bytes[SlotKind.EXPERT]
-        lent = len(spare) // size if spare is not None and size else 0
-        self._lent = spare[: lent * size].view(lent, size) if spare is not None else torch.empty(0)
-        self.residency = Residency(slots, residents, self._bring, lent)
+        spare = allocate(0) if spare is None else spare
+        lent = len(spare) // size if size else 0
+        self._lent = spare[: lent * size].view(lent, size)
+        self.residency = Residency(slots, residents, self._bring, lent, cache)
 
     @property
     def nbytes(self) -> int:
@@ -72,6 +75,14 @@ class BlockStore:
         """Read all residents; returns when they are here."""
         for event in [self._read(block, memory, ()) for block, memory in self._residents.items()]:
             event.wait()
+
+    def glance(self, block: Block) -> dict[str, torch.Tensor]:
+        """A block's parameters before the first sweep; good until the next glance at one of its kind."""
+        if block in self._residents:
+            return self.views(block)
+        slot = self._slot(SlotKind.of(block), 0)
+        self._source.read(self._layouts[block], slot)
+        return self._layouts[block].views_of(slot)
 
     def streamed_experts(self) -> list[Block]:
         """Experts that come and go."""

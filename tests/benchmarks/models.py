@@ -10,13 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from scripts.random_checkpoint import Shape, size_of, write_checkpoint
 
 __all__ = ["MODELS", "folder_of", "make"]
 
 FOLDER = Path(__file__).parents[2] / "outputs" / "bench-models"
-SHARD = "2GB"  # sharded, as checkpoints of this size are on the Hub
 COMMON: dict[str, Any] = {
     "vocab_size": 32_000,
     "hidden_size": 2048,
@@ -25,18 +23,18 @@ COMMON: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "tie_word_embeddings": False,
 }
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+MODELS: dict[str, Shape] = {
     "few-large": (
         "mixtral",
-        {"num_hidden_layers": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 7168},
+        COMMON | {"num_hidden_layers": 8, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 7168},
     ),
     "many-small": (
         "qwen3_moe",
-        {"num_hidden_layers": 5, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+        COMMON
+        | {"num_hidden_layers": 5, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
         | {"head_dim": 128, "norm_topk_prob": True},
     ),
 }
-"""By name: the architecture, and what its config has beside `COMMON`."""
 
 
 def folder_of(name: str) -> Path:
@@ -46,19 +44,10 @@ def folder_of(name: str) -> Path:
 
 def make(name: str, folder: Path) -> None:
     """Write one checkpoint, unless it is there already."""
-    if (folder / "config.json").is_file():
-        return
-    architecture, settings = MODELS[name]
-    config = AutoConfig.for_model(architecture, **COMMON, **settings)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    draft = folder.with_name(f"{name}.draft")
-    model.save_pretrained(draft, max_shard_size=SHARD)
-    draft.rename(folder)  # whole, or not there
+    write_checkpoint(MODELS[name], folder)
 
 
 if __name__ == "__main__":
     for each in sys.argv[1:] or MODELS:
         make(each, folder_of(each))
-        size = sum(file.stat().st_size for file in folder_of(each).glob("*.safetensors"))
-        print(f"{folder_of(each)}: {size / 2**30:.2f} GiB")
+        print(f"{folder_of(each)}: {size_of(folder_of(each)) / 2**30:.2f} GiB")

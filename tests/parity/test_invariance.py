@@ -50,7 +50,8 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
     n_batches=st.sampled_from([1, 2, 5]),
     batch_size=st.sampled_from([1, 2, 4]),
     prefill_tokens=st.sampled_from(["1", "9", "20", "auto"]),
-    placement=st.sampled_from(["none", "greedy"]),
+    placement=st.sampled_from(["none", "greedy", "usage", "lru", "lfu"]),
+    predictor=st.sampled_from(["correlation", "lookahead", "popularity", "random", "none"]),
     memory=st.sampled_from(["2.2MB", "2.7MB", "20MB"]),
 )
 def test_tokens_are_the_same_for_any_arrangement(
@@ -61,6 +62,7 @@ def test_tokens_are_the_same_for_any_arrangement(
     batch_size: int,
     prefill_tokens: str,
     placement: str,
+    predictor: str,
     memory: str,
 ) -> None:
     on_demand, prefetch, order, hot_experts = strategy
@@ -72,6 +74,7 @@ def test_tokens_are_the_same_for_any_arrangement(
             f"hw.device_memory={memory}",
             "hw.runtime_memory=0",
             f"placement={placement}",
+            f"pipeline.predictor={predictor}",
             f"pipeline.n_batches={n_batches}",
             f"pipeline.batch_size={batch_size}",
             f"pipeline.prefill_tokens={prefill_tokens}",

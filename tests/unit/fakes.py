@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from hypothesis import HealthCheck, settings
 
-from klotski.core import DENSE, Block, Operation, Routing, Span
+from klotski.core import DENSE, Block, Operation, Residents, Routing, Span
 from klotski.lanes import Clock, Event, Lane, SpanSink
 from klotski.pipeline import Batch
 from klotski.weights.residency import Bring, Residency, SlotKind
@@ -140,6 +140,7 @@ class FakeBatch:
         self.output_tokens = 0
         self.cache_bytes = 0
         self.routing: Routing | None = None
+        self.outlook: Sequence[float] | None = None
         self._steps = steps
         self._visit = visit
         self._prompt = prompt
@@ -180,11 +181,12 @@ class FakeStore:
         log: list[Entry],
         pause: Callable[[], None] = lambda: None,
         lent: int = 0,
+        cache: Residents = Residents.none,
     ) -> None:
         self.memory: dict[SlotKind, list[tuple[Block, int] | None]] = {
             kind: [None] * (count + lent * (kind is SlotKind.EXPERT)) for kind, count in slots.items()
         }
-        self.residency = _WatchedResidency(self, log, slots, residents, self._bring, lent)
+        self.residency = _WatchedResidency(self, log, slots, residents, self._bring, lent, cache)
         self._own = slots.get(SlotKind.EXPERT, 0)
         self._residents = residents
         self._is_needed = False  # the memory of lent slots, by whom it belongs to
@@ -238,8 +240,9 @@ class _WatchedResidency(Residency):
         residents: Collection[Block],
         bring: Bring,
         lent: int,
+        cache: Residents,
     ) -> None:
-        super().__init__(slots, residents, bring, lent)
+        super().__init__(slots, residents, bring, lent, cache)
         self._store = store
         self._log = log
 
@@ -256,10 +259,13 @@ class _WatchedResidency(Residency):
         self.check_integrity()
 
     def release(self, block: Block, last_use: Event | None = None) -> None:
-        if dict(self.sent_for()).get(block):
-            self._store.memory[SlotKind.of(block)][self.slot(block)] = None
         super().release(block, last_use)
         self.check_integrity()
+
+    def _free_slot(self, block: Block) -> None:
+        if self.arrival(block)[0].is_done():
+            self._store.memory[SlotKind.of(block)][self.slot(block)] = None
+        super()._free_slot(block)
 
 
 class CheckingWorker:

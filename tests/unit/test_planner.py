@@ -4,10 +4,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
-from typing import Any
 
 import psutil
 import pytest
@@ -16,131 +14,11 @@ from hypothesis import strategies as st
 
 from klotski.core import Block, Residents
 from klotski.errors import BudgetError
-from klotski.planner import (
-    Budget,
-    Demand,
-    ModelFacts,
-    Plan,
-    Wishes,
-    free_memory,
-    make_plan,
-    peak_memory,
-    runtime_memory,
-)
-from klotski.planner.costs import workload_seconds
-from klotski.units import parse_size
+from klotski.planner import Demand, ModelFacts, Wishes, free_memory, peak_memory, runtime_memory
+from klotski.planner.costs import Costs
+from klotski.planner.streaming import Use
 from tests.unit.fakes import examples
-
-SIZES = st.one_of(st.integers(1, 2_000_000), st.integers(1, 20).map(lambda count: count * 100_000))
-OPEN = Wishes()
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a plan is asked for, but for the budget."""
-
-    facts: ModelFacts
-    demand: Demand
-    wishes: Wishes = OPEN
-    runtime: int = 0
-
-    def plan(self, budget: int) -> Plan:
-        return make_plan(self.facts, self.demand, Budget(budget, "as set", self.runtime), self.wishes)
-
-    def budget(self, share: float) -> int:
-        """The least that would do, and so much of the weights on top."""
-        return self.suggestion() + int(share * self.facts.weight_bytes)
-
-    def suggestion(self) -> int:
-        """The budget that is suggested to somebody who grants a single byte."""
-        with pytest.raises(BudgetError) as refusal:
-            self.plan(1)
-        match = re.search(r"set hw\.device_memory=(\S+) or more$", str(refusal.value))
-        assert match is not None
-        size = parse_size("hw.device_memory", match[1])
-        assert size is not None
-        return size
-
-    def seconds(self, plan: Plan) -> float:
-        """What a request is expected to take, if what is left could be filled to the last byte."""
-        used = sum(size for use, size in plan.memory.items() if use != "residents")
-        left = plan.budget - used if plan.residents or self.wishes.residents is Residents.greedy else 0
-        streamed = max(0, self.facts.weight_bytes - left)
-        group = self.demand.group(plan.n_batches, plan.batch_size)
-        slots = plan.expert_slots, plan.lent_slots
-        return workload_seconds(self.facts, self.demand, group, plan.prefill_tokens, slots, streamed)
-
-
-def model(experts: Sequence[int] = (4, 4), dense: int = 1000, expert: int = 500, **more: Any) -> ModelFacts:
-    """A model of small round numbers."""
-    blocks = {Block(layer): dense for layer in range(len(experts))}
-    blocks |= {Block(layer, index): expert for layer, count in enumerate(experts) for index in range(count)}
-    facts = ModelFacts(
-        fixed_bytes=100,
-        block_bytes=blocks,
-        stored_bytes=blocks,
-        expert_counts=experts,
-        top_k=2,
-        kv_bytes=1,
-        waiting_bytes=1,
-        workspace_bytes=1,
-        rows_bytes=1,
-        attention_bytes=1,
-        score_bytes=0,
-        logits_bytes=1,
-        staging_bytes=0,
-        dense_flops=1000,
-        expert_flops=1000,
-        head_flops=1000,
-    )
-    return replace(facts, **more)
-
-
-@st.composite
-def models(draw: st.DrawFn) -> ModelFacts:
-    experts = draw(st.lists(st.sampled_from([0, 1, 2, 4, 7]), min_size=1, max_size=4).filter(any))
-    blocks = [Block(layer, index) for layer, count in enumerate(experts) for index in range(-1, count)]
-    sizes = draw(st.lists(SIZES, min_size=len(blocks), max_size=len(blocks)))
-    shrunk = draw(st.sampled_from([1, 2]))
-    small = st.integers(1, 500)
-    flops = st.one_of(st.integers(0, 10**6), st.integers(0, 10**10))
-    workspace = draw(small)
-    return ModelFacts(
-        fixed_bytes=draw(SIZES),
-        block_bytes=dict(zip(blocks, sizes, strict=True)),
-        stored_bytes={block: max(1, size // shrunk) for block, size in zip(blocks, sizes, strict=True)},
-        expert_counts=experts,
-        top_k=draw(st.integers(1, 4)),
-        kv_bytes=draw(small),
-        waiting_bytes=draw(small),
-        workspace_bytes=workspace,
-        spare_bytes=draw(st.integers(0, workspace) | st.just(200_000)),
-        rows_bytes=draw(st.integers(0, 10_000)),
-        attention_bytes=draw(small),
-        score_bytes=draw(st.integers(0, 9)),
-        slice_tokens=draw(st.sampled_from([0, 3, 50])),
-        logits_bytes=draw(small),
-        staging_bytes=draw(st.integers(0, 10_000)),
-        dense_flops=draw(flops),
-        expert_flops=draw(flops),
-        head_flops=draw(flops),
-    )
-
-
-LENGTHS = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1, max_size=16)
-DEMANDS = LENGTHS.map(lambda lengths: Demand(sorted(lengths, reverse=True)))
-WISHES = st.builds(
-    Wishes,
-    st.none() | st.integers(1, 20),
-    st.none() | st.integers(1, 20),
-    st.none() | st.integers(1, 9),
-    st.none() | st.integers(1, 20) | st.integers(1, 200),
-    st.sampled_from(Residents),
-    st.booleans(),
-)
-QUESTIONS = st.builds(Question, models(), DEMANDS, WISHES, st.sampled_from([0, 12_345, 300_000_000]))
-SHARES = st.one_of(st.floats(0, 1.2), st.floats(0, 0.1))
-"""What is granted beyond the least that would do, as a share of all weights."""
+from tests.unit.questions import DEMANDS, LENGTHS, QUESTIONS, SHARES, Question, model, models
 
 
 @given(QUESTIONS, SHARES)
@@ -153,7 +31,7 @@ def test_an_accepted_plan_keeps_within_its_budget(question: Question, share: flo
     assert all(size >= 0 for size in plan.memory.values())
     assert sum(plan.memory.values()) <= budget
     assert plan.dense_slots >= 2
-    assert plan.expert_slots >= 2
+    assert plan.expert_slots >= min(2, question.wishes.expert_slots or 2)
     assert plan.memory["runtime"] == question.runtime
     assert plan.memory["fixed"] == facts.fixed_bytes
     assert plan.memory["staging"] == facts.staging_bytes
@@ -195,15 +73,18 @@ def test_residents_are_blocks_of_the_model_and_fit_into_what_is_left(question: Q
     elif question.wishes.residents is Residents.none:
         assert not plan.residents
     else:
-        left = plan.budget - sum(plan.memory.values())
-        assert all(size > left for block, size in sizes.items() if block not in plan.residents)
+        left = plan.budget - sum(plan.memory.values()) + plan.cached_slots * facts.largest_expert
+        only_dense = question.wishes.caches_experts
+        absent = [block for block in sizes if block not in plan.residents and (block.is_dense or not only_dense)]
+        assert all(sizes[block] > left for block in absent)
+        assert not only_dense or all(block.is_dense for block in plan.residents)
 
 
 @given(QUESTIONS, SHARES, SHARES)
 @examples(100)
 def test_a_larger_budget_is_never_expected_to_be_slower(question: Question, low: float, more: float) -> None:
     small, large = question.plan(question.budget(low)), question.plan(question.budget(low + more))
-    assert question.seconds(large) <= question.seconds(small) * (1 + 1e-9)
+    assert large.forecast.seconds <= small.forecast.seconds * (1 + 1e-9)
 
 
 @given(QUESTIONS, SHARES)
@@ -215,6 +96,9 @@ def test_what_the_user_has_set_is_honoured(question: Question, share: float) -> 
     assert plan.batch_size == (wishes.batch_size or plan.batch_size) >= 1
     assert plan.hot_experts == min(wishes.hot_experts or plan.hot_experts, most)
     assert plan.hot_experts >= min(wishes.hot_experts or question.facts.top_k, most)
+    if wishes.expert_slots:
+        assert plan.expert_slots == min(wishes.expert_slots, max(2, question.facts.num_experts))
+        assert not plan.cached_slots
     if wishes.prefill_tokens:
         most = question.demand.group(1, plan.batch_size).prompt_tokens  # of one batch, the heaviest
         assert plan.prefill_tokens == max(min(wishes.prefill_tokens, most), plan.batch_size)
@@ -299,10 +183,13 @@ def test_demand_covers_whichever_batches_are_in_flight_together(
 def test_fewer_streamed_bytes_and_more_slots_are_never_slower(
     facts: ModelFacts, demand: Demand, n: int, size: int, prefill: int, slots: int, share: float
 ) -> None:
-    def seconds(slots: int, streamed: float, lent: int = 0) -> float:
-        return workload_seconds(facts, demand, demand.group(n, size), prefill, (slots, lent), streamed)
-
     streamed = share * facts.weight_bytes
+    costs = Costs(facts, demand)
+    pace = costs.pace(demand.group(n, size), prefill)
+
+    def seconds(slots: int, streamed: float, lent: int = 0) -> float:
+        return costs.workload(pace, (slots, lent), lambda tokens: Use(0, streamed, facts.num_experts))
+
     expected = seconds(slots, streamed)
     assert expected > 0
     less = expected * (1 + 1e-9)
@@ -317,9 +204,10 @@ def test_where_many_groups_follow_each_other_prompts_are_read_beside_what_decode
 
     def whole_prompts_take(requests: int) -> float:
         demand = Demand([(64, 64)] * requests)
+        costs, group = Costs(facts, demand), demand.group(8, 16)
+        every_sweep = Use(0, facts.weight_bytes, facts.num_experts)
         pieces, whole = (
-            workload_seconds(facts, demand, demand.group(8, 16), tokens, (4, 0), facts.weight_bytes)
-            for tokens in (128, 1024)
+            costs.workload(costs.pace(group, tokens), (4, 0), lambda tokens: every_sweep) for tokens in (128, 1024)
         )
         return whole / pieces
 

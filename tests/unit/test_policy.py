@@ -1,4 +1,4 @@
-"""Policies as pure functions, and the predictor that scores experts for them."""
+"""Policies as pure functions."""
 
 from itertools import product
 from random import Random
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klotski.core import OnDemand, Order, Prefetch
-from klotski.pipeline import Policy, Popularity
+from klotski.pipeline import Policy
 from tests.unit.fakes import examples
 
 POLICIES = [Policy(*switches) for switches in product(Prefetch, [1, 2, 5], OnDemand, Order)]
@@ -114,38 +114,3 @@ def test_a_policy_is_a_value() -> None:
     assert policy == Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival)
     with pytest.raises(AttributeError):
         policy.hot = 3  # type: ignore[misc]
-
-
-class TestPopularity:
-    def test_knows_nothing_before_it_has_seen_anything(self) -> None:
-        predictor = Popularity([3, 0, 2])
-        assert [list(predictor.scores(layer)) for layer in range(3)] == [[0, 0, 0], [], [0, 0]]
-
-    def test_layers_do_not_mix(self) -> None:
-        predictor = Popularity([2, 2])
-        predictor.observe(0, [1, 0])
-        assert list(predictor.scores(1)) == [0, 0]
-
-    def test_the_recent_past_weighs_more(self) -> None:
-        predictor = Popularity([2])
-        predictor.observe(0, [9, 0])
-        predictor.observe(0, [0, 9])
-        old, new = predictor.scores(0)
-        assert 0 < old < new
-
-    def test_a_prefill_does_not_drown_the_steps_that_follow(self) -> None:
-        predictor = Popularity([2])
-        predictor.observe(0, [10_000, 0])
-        for _ in range(8):
-            predictor.observe(0, [0, 1])
-        first, second = predictor.scores(0)
-        assert second > first
-
-    @given(st.lists(st.lists(st.integers(0, 1000), min_size=4, max_size=4), max_size=30))
-    @examples(50)
-    def test_scores_stay_bounded_and_never_negative(self, sweeps: list[list[int]]) -> None:
-        predictor = Popularity([4])
-        for counts in sweeps:
-            predictor.observe(0, counts)
-        assert all(score >= 0 for score in predictor.scores(0))
-        assert sum(predictor.scores(0)) <= 1 / (1 - Popularity.DECAY) + 1e-9

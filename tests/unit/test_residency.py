@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klotski.core import Block
+from klotski.core import Block, Residents
 from klotski.lanes import Event
 from klotski.weights.residency import Residency, SlotKind
 from tests.unit.fakes import FakeEvent, examples
@@ -64,7 +64,11 @@ def test_any_sequence_of_requests_and_releases_leaves_every_slot_accounted_for(
             taken = [residency.slot(block) for block in held if SlotKind.of(block) is kind]
             assert len(set(taken)) == len(taken) <= slots[kind]
             assert set(taken) <= set(range(slots[kind]))
-        assert dict(residency.sent_for()) == {block: transfers.arrivals[block].done for block in held}
+        for layer in range(3):
+            experts = [block for block in held if block.layer == layer and not block.is_dense]
+            assert dict(residency.sent_for(layer)) == {
+                block.expert: transfers.arrivals[block].done for block in experts
+            }
         for block in BLOCKS:
             assert residency.is_known(block) == (block in residents or block in held)
             assert residency.has_free_slot(block) == (
@@ -78,9 +82,10 @@ def test_a_block_is_on_its_way_until_it_has_arrived() -> None:
     residency = Residency(SLOTS, (), transfers)
     for expert in (2, 0, 1):
         residency.request(Block(0, expert))
-    assert residency.sent_for() == [(Block(0, 2), False), (Block(0, 0), False), (Block(0, 1), False)]
+    assert residency.sent_for(0) == [(2, False), (0, False), (1, False)]
     transfers.arrivals[Block(0, 0)].done = True
-    assert residency.sent_for() == [(Block(0, 2), False), (Block(0, 0), True), (Block(0, 1), False)]
+    assert residency.sent_for(0) == [(2, False), (0, True), (1, False)]
+    assert residency.sent_for(1) == []
     assert residency.arrival(Block(0, 2)) == (transfers.arrivals[Block(0, 2)],)
 
 
@@ -186,6 +191,90 @@ def test_a_lent_slot_is_not_withdrawn_while_it_is_written_to_or_used(*, is_used:
         residency.release(Block(0, 0), FakeEvent())
     with pytest.raises(AssertionError, match="nobody would ever end this wait"):
         residency.withdraw()
+
+
+def cached(cache: Residents, transfers: Transfers, slots: int, lent: int = 0) -> Residency:
+    return Residency({SlotKind.DENSE: 1, SlotKind.EXPERT: slots}, (), transfers, lent, cache)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(["request", "claim", "release", "drop", "withdraw"]))),
+    st.sampled_from([Residents.lru, Residents.lfu]),
+    st.integers(0, 2),
+)
+@examples(200)
+def test_a_cache_gives_away_only_what_nobody_uses(steps: list[tuple[Block, str]], cache: Residents, lent: int) -> None:
+    transfers = Transfers()
+    residency = cached(cache, transfers, 2, lent)
+    residency.lend()
+    used: set[Block] = set()
+    for block, step in steps:
+        if step == "request" and not residency.is_known(block) and residency.has_free_slot(block):
+            residency.request(block)
+            used.add(block)
+        elif step == "claim" and residency.claim(block):
+            assert block not in used
+            used.add(block)
+        elif step in ("release", "drop") and block in used:
+            residency.release(block, FakeEvent(done=True) if step == "release" else None)
+            transfers.arrivals[block].done = True
+            used.discard(block)
+        elif step == "withdraw":
+            for arrival in transfers.arrivals.values():
+                arrival.done = True
+            used -= residency.withdraw()
+        residency.check_integrity()
+        assert residency.held() == used
+        assert all(residency.is_known(each) for each in used)
+    residency.clear()
+    residency.check_integrity()
+    assert not [block for block in BLOCKS if residency.is_known(block) and block not in used]
+
+
+def test_a_cache_replaces_what_was_not_used_for_longest() -> None:
+    transfers = Transfers()
+    residency = cached(Residents.lru, transfers, 2)
+    for expert in (0, 1):
+        residency.request(Block(0, expert))
+    last_use = FakeEvent()
+    for expert in (1, 0):
+        residency.release(Block(0, expert), last_use)
+    assert residency.claim(Block(0, 1)) and not residency.claim(Block(0, 1))
+    residency.release(Block(0, 1), FakeEvent())
+    residency.request(Block(1, 0))
+    assert [residency.is_known(Block(0, expert)) for expert in (0, 1)] == [False, True]
+    assert transfers.brought[-1] == (Block(1, 0), 0, (last_use,))
+
+
+def test_a_cache_by_frequency_replaces_what_was_used_least_often() -> None:
+    residency = cached(Residents.lfu, Transfers(), 2)
+    for expert in (0, 1):
+        residency.request(Block(0, expert))
+        residency.release(Block(0, expert), FakeEvent())
+    for _ in range(2):
+        assert residency.claim(Block(0, 0))
+        residency.release(Block(0, 0), FakeEvent())
+    assert residency.claim(Block(0, 1))
+    residency.release(Block(0, 1), FakeEvent())
+    residency.request(Block(1, 0))
+    assert [residency.is_known(Block(0, expert)) for expert in (0, 1)] == [True, False]
+
+
+def test_dense_parts_are_not_cached() -> None:
+    residency = cached(Residents.lru, Transfers(), 2)
+    residency.request(Block(0))
+    residency.release(Block(0), FakeEvent())
+    assert not residency.is_known(Block(0))
+
+
+def test_what_is_in_use_cannot_be_replaced() -> None:
+    residency = cached(Residents.lru, Transfers(), 1)
+    residency.request(Block(0, 0))
+    assert not residency.has_free_slot(Block(0, 1))
+    residency.release(Block(0, 0))
+    assert residency.has_free_slot(Block(0, 1))
+    residency.claim(Block(0, 0))
+    assert not residency.has_free_slot(Block(0, 1))
 
 
 def test_a_slot_that_two_blocks_hold_is_noticed() -> None:

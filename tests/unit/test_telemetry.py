@@ -18,11 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klotski.core import DENSE, Compute, LaneName, Operation, Request, Result, Span, SweepReport
+from klotski.core import DENSE, Compute, LaneName, Operation, PrefetchCount, Request, Result, Span, SweepReport
 from klotski.errors import KlotskiError, OutputError
 from klotski.executors.account import Account
 from klotski.lanes import InlineLane, ThreadLane
-from klotski.pipeline import PrefetchCount
 from klotski.planner import ModelFacts
 from klotski.telemetry import Recorder, RunLog, SweepUse, Totals, summarize, write_trace
 from klotski.workload import Encoder
@@ -249,7 +248,7 @@ def test_metrics_have_every_key_that_others_rely_on_even_of_a_run_that_never_beg
     metrics = summarize("failed", "measured", Totals(), Recorder(lambda lines: None), "no such model")
     assert set(METRICS) <= set(metrics)
     assert set(metrics["bound"]) == {"resource", "seconds", "efficiency"}
-    assert set(metrics["prefetch"]) == {"requested", "used", "hit_rate"}
+    assert set(metrics["prefetch"]) == {"requested", "used", "hit_rate", "named", "among_hottest", "layers"}
     assert (metrics["status"], metrics["mode"], metrics["error"]) == ("failed", "measured", "no such model")
     assert json.loads(json.dumps(metrics)) == metrics
 
@@ -261,8 +260,7 @@ def test_metrics_add_up() -> None:
         num_requests=2,
         prompt_tokens=30,
         output_tokens=10,
-        prefetch_requested=8,
-        prefetch_used=6,
+        prefetch=[PrefetchCount(6, 4, 8, 2), PrefetchCount(2, 2, 2, 2)],
         sweeps=[use(4.0, 100, 3000, 2, prefill=True), use(2.0, 190, 1000, 4), use(2.0, 200, 1000, 4)],
         rates={LaneName.DISK: 100.0, LaneName.COMPUTE: 1000.0},
     )
@@ -283,7 +281,10 @@ def test_metrics_add_up() -> None:
     }
     assert {key: metrics[key] for key in expected} == pytest.approx(expected)
     assert metrics["rates"] == {"disk": 100.0, "compute": 1000.0}
-    assert metrics["prefetch"] == {"requested": 8, "used": 6, "hit_rate": 0.75}
+    first = {"layer": 0, "requested": 6, "used": 4, "hit_rate": 4 / 6, "named": 8, "among_hottest": 0.25}
+    second = {"layer": 1, "requested": 2, "used": 2, "hit_rate": 1.0, "named": 2, "among_hottest": 1.0}
+    total = {"requested": 8, "used": 6, "hit_rate": 0.75, "named": 10, "among_hottest": 0.4}
+    assert metrics["prefetch"] == total | {"layers": [first, second]}
     # At 100 bytes and 1000 operations a second the first sweep is bound by compute (3 s), the others by
     # the disk (1.9 and 2 s).
     assert metrics["bound"] == pytest.approx({"resource": "disk", "seconds": 6.9, "efficiency": 0.8625})
@@ -405,12 +406,6 @@ def test_a_result_is_on_disk_and_in_the_totals_when_it_has_been_told(
     account.result(Result(Request("1", (7,) * 3, 5, 1), (4, 2), "stop"))
     assert [(line["id"], line["token_ids"]) for line in read_lines(tmp_path / "results.jsonl")] == [("1", [4, 2])]
     assert (totals.num_requests, totals.prompt_tokens) == (1, 3)
-    account.sweeping(count := PrefetchCount(requested=3, used=1))
-    account.sweep(SweepReport(0, 0.0, 1.0, 1, 0, 1, 1, 0, 0, 0))
-    assert (totals.prefetch_requested, totals.prefetch_used) == (3, 1)
-    count.used = 2
-    account.sweep(SweepReport(1, 1.0, 2.0, 1, 0, 1, 1, 0, 0, 0))
-    assert totals.prefetch_used == 2
 
 
 @pytest.mark.parametrize(

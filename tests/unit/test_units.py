@@ -1,11 +1,11 @@
-"""Sizes and counts, as people write them."""
+"""Sizes, rates and counts, as people write them."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from klotski.errors import ConfigError
-from klotski.units import UNITS, format_size, parse_count, parse_size
+from klotski.units import UNITS, format_flops, format_seconds, format_size, parse_count, parse_rate, parse_size
 from tests.unit.fakes import examples
 
 
@@ -103,3 +103,57 @@ def test_a_count_is_read_back(count: int) -> None:
 def test_what_is_not_a_count_is_refused_by_its_key(text: str) -> None:
     with pytest.raises(ConfigError, match=r"pipeline\.n_batches=.* must be a whole number of at least 1, or auto"):
         parse_count("pipeline.n_batches", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "rate"),
+    [
+        ("2GB/s", "B", 2e9),
+        ("1.6 gb/s", "B", 1.6e9),
+        ("500MiB/s", "B", 500 << 20),
+        ("1000b/s", "B", 1000),
+        ("400GFLOP/s", "FLOP", 4e11),
+        ("1.2TFLOP/s", "FLOP", 1.2e12),
+        (" 7 pflop/S ", "FLOP", 7e15),
+    ],
+)
+def test_a_rate_is_read_as_people_mean_it(text: str, unit: str, rate: float) -> None:
+    assert parse_rate("hw.disk_bandwidth", text, unit) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("unit", ["B", "FLOP"])
+def test_a_rate_may_be_left_open(unit: str) -> None:
+    assert parse_rate("hw.disk_bandwidth", " Auto", unit) is None
+
+
+@pytest.mark.parametrize("text", ["", "2", "2GB", "GB/s", "-2GB/s", "2GB/h", "2GB/s/s", "1e9B/s", "2GFLOP/s", "2G/s"])
+def test_what_is_not_a_disks_rate_is_refused_by_its_key(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"hw\.disk_bandwidth=.* is not a rate; write it like 2GB/s or auto$"):
+        parse_rate("hw.disk_bandwidth", text, "B")
+
+
+@pytest.mark.parametrize("text", ["400", "400GFLOP", "400GFLOPS", "400GB/s", "fast"])
+def test_what_is_not_a_rate_of_arithmetic_is_refused_by_its_key(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"hw\.compute_rate=.* is not a rate; write it like 400GFLOP/s or auto$"):
+        parse_rate("hw.compute_rate", text, "FLOP")
+
+
+@pytest.mark.parametrize("text", ["0GB/s", "0.2B/s"])
+def test_a_rate_is_above_zero(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"hw\.disk_bandwidth=.* must be above zero"):
+        parse_rate("hw.disk_bandwidth", text, "B")
+
+
+@given(st.integers(1000, 10**15))
+@examples(50)
+def test_a_formatted_rate_is_read_back_within_its_three_digits(rate: int) -> None:
+    assert parse_rate("key", format_flops(rate), "FLOP") == pytest.approx(rate, rel=0.005)
+    assert parse_rate("key", f"{format_size(rate)}/s", "B") == pytest.approx(rate, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0123456, "0.0123 s"), (4.967, "4.97 s"), (119, "119 s"), (732, "12.2 min"), (7200, "2 h"), (128_000, "35.6 h")],
+)
+def test_a_time_is_written_in_the_unit_that_people_would_say(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text

@@ -1,0 +1,100 @@
+"""What earlier runs learned about a model, for the next: how it routes, and what this machine reached at it.
+
+One file for each model, in `history=FOLDER` or the user's cache. Nothing depends on it: without it, or
+where it cannot be read or written, a run begins as if it were the first.
+"""
+
+import hashlib
+import logging
+import os
+import socket
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+
+from klotski.core import LaneName
+from klotski.pipeline import RoutingTable
+
+__all__ = ["History"]
+
+logger = logging.getLogger(__name__)
+
+RUNS = 5  # whose rates are remembered; machines are shared, so the median of them counts
+
+
+class History:
+    """What is known of the model in `folder`. `setting`: a folder, `none`, or `auto` for the user's cache."""
+
+    def __init__(self, setting: str, name: str, folder: Path) -> None:
+        self._file: Path | None = None
+        self._known: dict[str, NDArray[Any]] = {}
+        self._rates = f"rates_{socket.gethostname()}"  # a home may be shared between machines
+        if setting != "none":
+            home = user_cache_path("klotski") / "history" if setting == "auto" else Path(setting).expanduser()
+            self._file = home / f"{name}-{fingerprint(folder)}.npz"
+            self._known = read(self._file)
+
+    def recall(self, table: RoutingTable) -> bool:
+        """Let a table begin with what earlier runs learned; False if there is nothing."""
+        return table.recall(self._known)
+
+    @property
+    def rates(self) -> dict[str, float] | None:
+        """Bytes a second by disk and operations a second by compute, as runs on this machine reached; None: no run."""
+        if self._rates not in self._known:
+            return None
+        disk, compute = (median(column) for column in self._known[self._rates].T.tolist())
+        return {LaneName.DISK: disk, LaneName.COMPUTE: compute}
+
+    def shares(self, experts: Sequence[int], top_k: int) -> list[list[float]] | None:
+        """For each layer, the share of tokens that chose each expert; None: no run."""
+        table = RoutingTable(experts)
+        if not self.recall(table):
+            return None
+        return [(top_k * each / max(each.sum(), 1e-9)).tolist() for each in table.shares]
+
+    def keep(self, table: RoutingTable, rates: Mapping[str, float]) -> None:
+        """Add what this run learned. What goes wrong is said, and is no reason for a run to fail."""
+        if self._file is None:
+            return
+        known = table.arrays()
+        runs = [self._known[self._rates]] if self._rates in self._known else []
+        if all(rates.get(lane) for lane in LaneName):  # nothing streamed, nothing was read
+            runs.append(np.array([[rates[LaneName.DISK], rates[LaneName.COMPUTE]]]))
+        if runs:
+            known[self._rates] = np.concatenate(runs)[-RUNS:]
+        try:
+            write(self._file, known)
+        except OSError as error:
+            logger.warning("%s could not be written: %s; the next run begins anew", self._file, error.strerror)
+
+
+def fingerprint(folder: Path) -> str:
+    """A name for a checkpoint that another one, or a changed one, does not share."""
+    return hashlib.sha256(str(folder.resolve()).encode() + (folder / "config.json").read_bytes()).hexdigest()[:12]
+
+
+def read(file: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a file; none if it is not there, or damaged."""
+    try:
+        with file.open("rb") as data, np.load(data) as arrays:
+            return dict(arrays)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        logger.warning("%s could not be read (%s); this run begins anew", file, error)
+        return {}
+
+
+def write(file: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Replace a file of arrays at once: two runs may end together."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(f".{file.stem}-{socket.gethostname()}-{os.getpid()}.npz")
+    np.savez(draft, **arrays)  # type: ignore[arg-type]
+    draft.replace(file)

@@ -1,0 +1,82 @@
+"""What a candidate needs of memory, by use, and the refusal where nothing fits."""
+
+from typing import NamedTuple
+
+from klotski.errors import BudgetError
+from klotski.planner.demand import Demand, Group
+from klotski.planner.facts import ModelFacts
+from klotski.planner.terms import Terms
+from klotski.units import format_size
+
+__all__ = ["DENSE_SLOTS", "Candidate", "in_flight", "lent_slots", "needed", "too_small"]
+
+DENSE_SLOTS = 2
+PAGE = 4096  # bytes
+HEAP = 1.4  # bytes of the heap for each byte in use
+
+
+class Candidate(NamedTuple):
+    """One way to spend the budget."""
+
+    n_batches: int
+    batch_size: int
+    prefill_tokens: int
+    expert_slots: int
+
+
+def needed(terms: Terms, choice: Candidate) -> dict[str, int]:
+    """Bytes by use, residents and cache apart."""
+    facts = terms.facts
+    group = terms.demand.group(choice.n_batches, choice.batch_size)
+    tokens = in_flight(terms.demand, choice)
+    turn = min(choice.prefill_tokens, group.batch_size * group.longest)  # tokens of one batch's turn, at most
+    return {
+        "runtime": terms.budget.runtime,
+        "fixed": facts.fixed_bytes,
+        "staging": facts.staging_bytes,
+        "dense_slots": DENSE_SLOTS * facts.largest_dense,
+        "expert_slots": choice.expert_slots * facts.largest_expert,
+        "kv_cache": group.context_tokens * facts.kv_bytes,
+        "workspace": tokens * facts.workspace_bytes + facts.rows_bytes + min(tokens, facts.rows) * facts.row_bytes,
+        "activations": activation_bytes(facts, group, tokens, turn),
+    }
+
+
+def activation_bytes(facts: ModelFacts, group: Group, tokens: int, turn: int) -> int:
+    """Bytes of the heap for `tokens` that wait in the middle of a layer, of which one batch's turn has `turn`.
+
+    A batch is at work in a layer, or behind the last one, where its next tokens are chosen.
+    """
+    turn = max(turn, group.batch_size)
+    slice_tokens = min(turn, max(facts.slice_tokens, -(-turn // group.batch_size))) if facts.slice_tokens else turn
+    at_work = slice_tokens * facts.attention_bytes + turn * group.longest * facts.score_bytes
+    logits = group.batch_size * facts.logits_bytes
+    return int(HEAP * (max(at_work, logits) + tokens * facts.waiting_bytes))
+
+
+def lent_slots(facts: ModelFacts, prefill_tokens: int) -> int:
+    """Slots that find room, from a page boundary on, in what prompts need of the workspace; no more than are of use."""
+    spare = max(0, prefill_tokens * facts.spare_bytes - PAGE)
+    return min(spare // max(1, facts.largest_expert), max(facts.expert_counts))
+
+
+def in_flight(demand: Demand, choice: Candidate) -> int:
+    """Tokens that go through the layers in one sweep, at most: prompts, and one of each sequence that decodes."""
+    return choice.prefill_tokens + demand.group(choice.n_batches, choice.batch_size).sequences
+
+
+def too_small(need: int, choice: Candidate, terms: Terms) -> BudgetError:
+    """The refusal, with a budget that would do. `need`: of the least candidate, weights that have to stay apart."""
+    budget, facts = terms.budget, terms.facts
+    weights = facts.weight_bytes if terms.wishes.all_stay else 0
+    need += weights
+    n, size = choice.n_batches, choice.batch_size
+    runtime = f"the interpreter and torch ({format_size(budget.runtime)}), " if budget.runtime else ""
+    stay = f"weights that have no file to be streamed from ({format_size(weights)}), " if weights else ""
+    # Rounded up, and never to the need itself: read back through a float, that may be a byte short.
+    return BudgetError(
+        f"hw.device_memory={format_size(budget.nbytes)} ({budget.reason}) is too small: {runtime}{stay}slots for the "
+        f"largest blocks ({format_size(facts.largest_dense)} and {format_size(facts.largest_expert)}), "
+        f"what belongs to no layer, and {n} batch{'es' if n > 1 else ''} of {size} need {format_size(need)}; "
+        f"set hw.device_memory={(need // 100_000 + 1) / 10}MB or more"
+    )

@@ -1,0 +1,140 @@
+"""The search: every candidate that fits is given its expected time, and the fastest wins.
+
+Slots come last: for each n, batch size and size of a prefill, one look at what it could reach with the most
+slots, and the room of the fewest, says whether it may still win. That leaves out nothing: more slots, and
+more room, are never slower.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+from klotski.core import OnDemand
+from klotski.planner.costs import BUSY_SLOTS, Costs, Forecast, Pace
+from klotski.planner.memory import Candidate, lent_slots, needed, too_small
+from klotski.planner.streaming import Streaming, Using
+from klotski.planner.terms import Terms
+
+__all__ = ["ROUGH_SIZES", "Appraiser", "candidates", "slot_counts"]
+
+SIZES = (*range(1, 128), *range(128, 512, 16), 512)  # of a batch, in sequences
+ROUGH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+MOST_BATCHES = 16  # the paper's largest group has 15
+FEWEST_BATCHES = 4  # a workload of a few prompts is still cut into so many
+PREFILL_TOKENS = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 256, 128, 64)  # of one sweep
+SLOT_SHARES = (0, 1, 2, 4, 8, 12, 16, 24)  # of a layer's experts, in 32nds, for the disk to run ahead
+ROUNDING = 1 + 1e-9  # what is equal but for this may come first among equals
+
+
+class Outlook(NamedTuple):
+    """What a choice of n, batch size and prefill could reach; `choice` has the fewest slots."""
+
+    least: float  # seconds
+    choice: Candidate
+    need: int
+    pace: Pace
+
+
+class Appraiser:
+    """Says what a candidate needs and what it takes, on given terms. `room`: bytes for what it needs."""
+
+    def __init__(self, terms: Terms, sizes: Sequence[int] = SIZES) -> None:
+        """`sizes`: of batches to choose from."""
+        self.terms = terms
+        self._sizes = sizes
+        self.costs = Costs(terms.facts, terms.demand, terms.rates, terms.wishes.on_demand is OnDemand.eager)
+        self.room = terms.budget.nbytes - (terms.facts.weight_bytes if terms.wishes.all_stay else 0)
+        self._streaming = Streaming(terms.facts, terms.wishes)
+
+    def need(self, choice: Candidate) -> int:
+        """Bytes without which it does not work, weights that have to stay apart."""
+        return sum(needed(self.terms, choice).values())
+
+    def using(self, choice: Candidate) -> Using:
+        """What its sweeps use, with what it leaves over of the budget."""
+        return self._streaming.using(self.terms.budget.nbytes - self.need(choice), choice.expert_slots)
+
+    def pace(self, choice: Candidate) -> Pace:
+        """How it spreads the workload over sweeps."""
+        return self.costs.pace(self.terms.demand.group(choice.n_batches, choice.batch_size), choice.prefill_tokens)
+
+    def slots(self, choice: Candidate) -> tuple[int, int]:
+        """Its slots for experts, and those that it lends."""
+        return choice.expert_slots, lent_slots(self.terms.facts, choice.prefill_tokens)
+
+    def forecast(self, choice: Candidate) -> Forecast:
+        """What it is expected to come to."""
+        return self.costs.forecast(self.pace(choice), self.slots(choice), self.using(choice))
+
+    def best(self) -> Candidate:
+        """The fastest that fits; among equals the one with the smallest numbers.
+
+        Raises:
+            BudgetError: none fits; the message says which budget would do.
+        """
+        counts = slot_counts(self.terms)
+        firsts = [(self.need(choice), choice) for choice in candidates(self.terms, counts[:1], self._sizes)]
+        fitting = [each for each in firsts if each[0] <= self.room]
+        if not fitting:
+            raise too_small(*min(firsts), self.terms)
+        best, fastest = min(firsts)[1], math.inf
+        for outlook in sorted(self._outlook(need, choice, counts[-1]) for need, choice in fitting):
+            if outlook.least > fastest * ROUNDING:
+                break
+            fastest, best = min((fastest, best), *self._with_slots(outlook, counts))
+        return best
+
+    def _with_slots(self, outlook: Outlook, counts: Sequence[int]) -> Iterator[tuple[float, Candidate]]:
+        """The candidates with as many slots as fit, and the seconds of each."""
+        for count in counts:
+            need = outlook.need + (count - counts[0]) * self.terms.facts.largest_expert
+            if need <= self.room:
+                choice = outlook.choice._replace(expert_slots=count)
+                yield self._seconds(choice, need, outlook.pace), choice
+
+    def _outlook(self, need: int, choice: Candidate, most: int) -> Outlook:
+        pace = self.pace(choice)
+        return Outlook(self._seconds(choice._replace(expert_slots=most), need, pace), choice, need, pace)
+
+    def _seconds(self, choice: Candidate, need: int, pace: Pace) -> float:
+        using = self._streaming.using(self.terms.budget.nbytes - need, choice.expert_slots)
+        return self.costs.workload(pace, self.slots(choice), using)
+
+
+def candidates(terms: Terms, slots: Sequence[int], sizes: Sequence[int] = SIZES) -> Iterator[Candidate]:
+    """All combinations that are worth a thought, with each of these counts of slots and sizes of a batch.
+
+    One batch reads its prompts at a time. What several leave in the heap while they wait lies between what they
+    have given back, in holes that the C library does not fill.
+    """
+    demand, wishes = terms.demand, terms.wishes
+    requests = len(demand.lengths)
+    most = max(1, -(-requests // (wishes.n_batches or FEWEST_BATCHES)))
+    sizes = [wishes.batch_size] if wishes.batch_size else sorted({min(most, size) for size in sizes})
+    counts = [wishes.n_batches] if wishes.n_batches else range(1, MOST_BATCHES + 1)
+    for size, n in product(sizes, counts):
+        if not wishes.n_batches and n > 1 and (n - 1) * size >= requests:
+            continue  # the last batch would be empty
+        for tokens in prefills(terms, size):
+            yield from (Candidate(n, size, tokens, count) for count in slots)
+
+
+def prefills(terms: Terms, batch_size: int) -> list[int]:
+    """Tokens of prompts in one sweep: all of one batch's, pieces of some sizes, or what was wished for within these."""
+    prompts = terms.demand.group(1, batch_size).prompt_tokens
+    least = prompts if terms.facts.reads_whole_prompts else batch_size
+    if wish := terms.wishes.prefill_tokens:
+        return [max(least, min(wish, prompts))]
+    largest = [prompts] if prompts <= PREFILL_TOKENS[0] else []
+    return [*largest, *(tokens for tokens in PREFILL_TOKENS if least <= tokens < prompts)] or [least]
+
+
+def slot_counts(terms: Terms) -> list[int]:
+    """Slots for experts to choose from, fewest first: as many as wished for, and no more than there are experts."""
+    if wish := terms.wishes.expert_slots:
+        counts = {wish}
+    else:
+        experts = max(terms.facts.expert_counts)
+        counts = {BUSY_SLOTS + -(-experts * part // 32) for part in SLOT_SHARES}
+    return sorted({min(count, max(BUSY_SLOTS, terms.facts.num_experts)) for count in counts})

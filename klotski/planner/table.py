@@ -1,0 +1,95 @@
+"""The plan as tables, for a run that shall only say what it would do."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from klotski.planner.facts import ModelFacts
+from klotski.planner.plan import Plan
+from klotski.units import format_flops, format_seconds, format_size
+
+__all__ = ["show_plan"]
+
+USES = {
+    "runtime": "interpreter and torch",
+    "fixed": "embeddings and head",
+    "staging": "the reader's buffers",
+    "dense_slots": "slots for dense parts",
+    "expert_slots": "slots for experts",
+    "kv_cache": "cached keys and values",
+    "workspace": "experts' inputs and outputs",
+    "activations": "activations",
+    "residents": "blocks that stay",
+}
+
+
+def show_plan(plan: Plan, facts: ModelFacts, console: Console) -> None:
+    """What was decided and why, what it takes of memory, and what is predicted."""
+    console.print(table("decision value why", decisions(plan, facts)))
+    console.print(table("memory bytes share", memory(plan)))
+    console.print(table("inequality computing transfers holds", conditions(plan)))
+    console.print(table("predicted value", predictions(plan)))
+    console.print(escape(plan.explanation), highlight=False)
+
+
+def table(columns: str, rows: Iterable[tuple[str, ...]]) -> Table:
+    """Rows under these columns, as they are."""
+    made = Table(*columns.split(), title_justify="left")
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
+
+
+def decisions(plan: Plan, facts: ModelFacts) -> Iterable[tuple[str, str, str]]:
+    """Decision, value, and why."""
+
+    def why(name: str, otherwise: str) -> str:
+        return "as set" if name in plan.as_set else otherwise
+
+    shares = f"share each arrival: what is read is used for up to {plan.sequences} sequences"
+    yield "memory", format_size(plan.budget), plan.budget_reason
+    yield "n batches", str(plan.n_batches), why("n_batches", shares)
+    yield "batch size", str(plan.batch_size), why("batch_size", "more would need more memory, or take longer")
+    cut = "of prompts in one sweep; more would need more memory, or take longer"
+    yield "prefill tokens", str(plan.prefill_tokens), why("prefill_tokens", cut)
+    ahead = f"the disk runs ahead; {plan.lent_slots} more while no prompts are read"
+    yield "expert slots", str(plan.expert_slots), why("expert_slots", ahead)
+    if plan.cached_slots:
+        yield "of these, a cache", str(plan.cached_slots), plan.residents_reason
+    yield "hot experts", str(plan.hot_experts), why("hot_experts", "as many as there are slots to spare")
+    yield "blocks that stay", f"{len(plan.residents)} of {len(facts.block_bytes)}", plan.residents_reason
+    yield "disk", f"{format_size(plan.rates.disk)}/s", plan.rates.reason
+    yield "arithmetic", format_flops(plan.rates.compute), plan.rates.reason
+
+
+def memory(plan: Plan) -> Iterable[tuple[str, str, str]]:
+    """Use, bytes, and share of the budget."""
+    left = {"left over": plan.budget - sum(plan.memory.values())}
+    for use, size in (plan.memory | left).items():
+        yield USES.get(use, use), format_size(size), f"{size / plan.budget:.1%}"
+
+
+def conditions(plan: Plan) -> Iterable[tuple[str, str, str, str]]:
+    """Inequality, its two sides in seconds of a layer, and whether it holds; then the smallest n."""
+    for each in plan.conditions.each:
+        binds = ", binds" if each in plan.conditions.binding else ""
+        sides = format_seconds(each.compute), format_seconds(each.transfer)
+        yield f"({each.number}) {each.says}", *sides, ("yes" if each.holds else "no") + binds
+    smallest = plan.conditions.smallest_n
+    yield "smallest n for all of them", str(smallest) if smallest else "none that fits", "", f"planned {plan.n_batches}"
+
+
+def predictions(plan: Plan) -> Iterable[tuple[str, str]]:
+    """What is expected, and of what a sweep is made."""
+    sweep = plan.forecast.sweep
+    yield "whole run", format_seconds(plan.forecast.seconds)
+    yield "output tokens/s", f"{plan.predicted_rate:.3g}"
+    yield "sweeps", f"{plan.forecast.sweeps:.0f}"
+    yield "a sweep, in the mean", format_seconds(sweep.total)
+    yield "  by disk", f"{format_seconds(sweep.disk)} for {format_size(plan.forecast.nbytes)}"
+    yield "  attention", format_seconds(sweep.attention)
+    yield "  cached keys and values", format_seconds(sweep.cache)
+    yield "  experts", format_seconds(sweep.experts)
+    yield "  head", format_seconds(sweep.head)

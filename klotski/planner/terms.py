@@ -1,0 +1,52 @@
+"""On which terms a plan is made: the model, the workload, the budget, what is decided already, the machine."""
+
+from typing import NamedTuple
+
+from klotski.core import OnDemand, Prefetch, Residents
+from klotski.planner.demand import Demand
+from klotski.planner.facts import ModelFacts
+from klotski.planner.rates import NOMINAL, Rates
+
+__all__ = ["Budget", "Terms", "Wishes"]
+
+
+class Budget(NamedTuple):
+    """Bytes of the device tier, why so many, and what the process takes of them by itself."""
+
+    nbytes: int
+    reason: str
+    runtime: int = 0
+
+
+class Wishes(NamedTuple):
+    """What the config has decided already; None leaves a choice open."""
+
+    n_batches: int | None = None
+    batch_size: int | None = None
+    hot_experts: int | None = None
+    prefill_tokens: int | None = None
+    residents: Residents = Residents.greedy
+    all_stay: bool = False  # there is nothing to stream from
+    expert_slots: int | None = None
+    prefetch: Prefetch = Prefetch.hot
+    on_demand: OnDemand = OnDemand.eager
+
+    @property
+    def keeps_experts(self) -> bool:
+        """Whether memory that is left over holds experts for the whole run."""
+        return self.all_stay or self.residents in (Residents.greedy, Residents.usage)
+
+    @property
+    def caches_experts(self) -> bool:
+        """Whether memory that is left over becomes slots, in which experts stay until others need them."""
+        return not self.all_stay and self.residents in (Residents.lru, Residents.lfu)
+
+
+class Terms(NamedTuple):
+    """All that a plan follows from."""
+
+    facts: ModelFacts
+    demand: Demand
+    budget: Budget
+    wishes: Wishes = Wishes()
+    rates: Rates = NOMINAL

@@ -1,0 +1,151 @@
+"""`make bench-planner`: what the planner chooses, against every other choice, measured.
+
+    python -m tests.benchmarks.planner [--models few-large many-small] [--budgets 2950MiB 2000MiB]
+        [--n 1 2 4 8 15] [--sizes 8 16 32 64 128] [--requests 256] [--repetitions 1]
+
+One workload for all: 256 requests of 64 tokens in and 16 out, under a hard limit of 3 GiB, from a cold cache, as
+in `bench`. For each model and budget the planner's own run comes first, then the grid of n and batch size; all
+else is planned as ever, so that each cell is the best that its n and batch size allow. A cell whose last batch
+would be empty is the same as one with a smaller n, and is left out. Nothing is learned from earlier runs.
+
+Each run is written to `outputs/bench-planner.jsonl` as it ends, and is not repeated if it lies there already: what
+was interrupted goes on. Prints a table, and one JSON line for each row: `share` is the throughput that it reached,
+of the best row's with the same model and budget. All of it takes hours, most of them for the smallest groups: 256
+requests in batches of 8 alone are 32 times 16 sweeps of 5 to 6 GB.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from itertools import product
+from statistics import median
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.bench import OUTPUTS, RUNS, KilledError, klotski, lengths
+from tests.benchmarks.models import MODELS, folder_of, make
+
+CELLS = OUTPUTS / "bench-planner.jsonl"
+PLANNED = (0, 0)  # n and batch size of the planner's own run
+TOKENS = (64, 16)  # in and out
+
+
+class Cell(NamedTuple):
+    """One run to be made."""
+
+    model: str
+    budget: str
+    requests: int
+    n: int
+    batch_size: int
+    repetition: int
+
+
+def cells(options: argparse.Namespace) -> Iterator[Cell]:
+    """Repetitions last, and models in turn, because machines are shared; large groups first."""
+    grid = sorted(product(options.n, options.sizes), key=lambda pair: -pair[0] * pair[1])
+    different = [(n, size) for n, size in grid if n == 1 or (n - 1) * size < options.requests]
+    for repetition in range(options.repetitions):
+        for (n, size), budget, model in product([PLANNED, *different], options.budgets, options.models):
+            yield Cell(model, budget, options.requests, n, size, repetition)
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """What came of it; `refused` where the budget is too small for it."""
+    choice = [f"pipeline.n_batches={cell.n}", f"pipeline.batch_size={cell.batch_size}"] if cell.n else []
+    try:
+        metrics = klotski(cell.model, *lengths(cell.requests, *TOKENS), *choice, "history=none", budget=cell.budget)
+    except KilledError as error:
+        if "is too small" not in str(error):
+            raise
+        return {"refused": True}
+    plan = metrics["plan"]
+    return {
+        "refused": False,
+        "tokens_per_second": metrics["output_tokens_per_second"],
+        "predicted": plan["predicted_output_tokens_per_second"],
+        "efficiency": metrics["bound"]["efficiency"],
+        "disk_rate": metrics["rates"]["disk"],
+        "product_rate": metrics["rates"]["compute"],
+        "as_planned": [plan[name] for name in ("n_batches", "batch_size", "prefill_tokens", "expert_slots")],
+    }
+
+
+def measured() -> dict[Cell, dict[str, Any]]:
+    """What lies in the file already."""
+    lines = CELLS.read_text().splitlines() if CELLS.exists() else []
+    found = [json.loads(line) for line in lines]
+    return {Cell(*(each[name] for name in Cell._fields)): each for each in found}
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All cells; those that are new are written to the file one by one."""
+    known = measured()
+    wanted = list(cells(options))
+    for number, cell in enumerate(wanted, start=1):
+        if cell not in known:
+            known[cell] = cell._asdict() | run(cell)
+            with CELLS.open("a") as lines:
+                lines.write(json.dumps(known[cell]) + "\n")
+            print(f"{number} of {len(wanted)}: {json.dumps(known[cell])}", file=sys.stderr, flush=True)
+    return [known[cell] for cell in wanted]
+
+
+def rows(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """For each model and budget the medians of each choice, best first, and its share of the best.
+
+    The planner's own run and the cell that came to the same plan are runs of one choice.
+    """
+    groups: dict[tuple[str, str], dict[tuple[int, ...], list[dict[str, Any]]]] = {}
+    for each in results:
+        if not each["refused"]:
+            choices = groups.setdefault((each["model"], each["budget"]), {})
+            choices.setdefault(tuple(each["as_planned"]), []).append(each)
+    for (model, budget), choices in groups.items():
+        rates = {choice: median(each["tokens_per_second"] for each in runs) for choice, runs in choices.items()}
+        for choice in sorted(rates, key=rates.__getitem__, reverse=True):
+            runs = choices[choice]
+            yield {
+                "model": model,
+                "budget": budget,
+                "chosen_by": "planner" if any((each["n"], each["batch_size"]) == PLANNED for each in runs) else "grid",
+                "as_planned": choice,
+                "runs": len(runs),
+                "tokens_per_second": rates[choice],
+                "predicted": runs[0]["predicted"],
+                "efficiency": median(each["efficiency"] for each in runs),
+                "share": rates[choice] / max(rates.values()),
+            }
+
+
+def show(found: list[dict[str, Any]]) -> None:
+    """The table, and the JSON lines."""
+    table = Table("model", "budget", "chosen by", "n", "size", "runs", "tokens/s", "predicted", "efficiency", "share")
+    for row in found:
+        n, size, *_ = row["as_planned"]
+        rates = f"{row['tokens_per_second']:.1f}", f"{row['predicted']:.1f}"
+        shares = f"{row['efficiency']:.2f}", f"{row['share']:.1%}"
+        table.add_row(
+            row["model"], row["budget"], row["chosen_by"], f"{n}", f"{size}", f"{row['runs']}", *rates, *shares
+        )
+    Console(stderr=True, width=120).print(table)
+    for row in found:
+        print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--budgets", nargs="*", default=["2950MiB", "2000MiB"])
+    parser.add_argument("--n", nargs="*", type=int, default=[1, 2, 4, 8, 15])
+    parser.add_argument("--sizes", nargs="*", type=int, default=[8, 16, 32, 64, 128], help="of batches")
+    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--repetitions", type=int, default=1)
+    chosen = parser.parse_args()
+    for name in chosen.models:
+        make(name, folder_of(name))
+    RUNS.mkdir(parents=True, exist_ok=True)
+    show(list(rows(measure(chosen))))

@@ -1,0 +1,99 @@
+"""What a run learned is the next one's, and nothing that can be wrong with it stops a run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from klotski.core import Routing
+from klotski.executors.history import RUNS, History
+from klotski.pipeline import RoutingTable
+
+RATES = {"disk": 2e9, "compute": 4e11}
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def learned() -> RoutingTable:
+    table = RoutingTable((2, 2))
+    for layer, expert in enumerate((0, 1)):
+        table.observe(layer, [Routing((1 - expert, expert), np.array([[expert]]))])
+    return table
+
+
+def test_a_first_run_knows_nothing(tmp_path: Path, model: Path) -> None:
+    history = History(str(tmp_path / "history"), "m", model)
+    assert history.rates is None
+    assert not history.recall(RoutingTable((2, 2)))
+
+
+def test_the_next_run_knows_what_one_learned(tmp_path: Path, model: Path) -> None:
+    History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
+    history, table = History(str(tmp_path / "history"), "m", model), RoutingTable((2, 2))
+    assert history.rates == RATES
+    assert history.recall(table)
+    assert [shares.tolist() for shares in table.shares] == [[1, 0], [0, 1]]
+    assert table.pairs[1].tolist() == [[0, 1], [0, 0]]
+
+
+def test_auto_is_the_users_cache(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    History("auto", "m", model).keep(learned(), RATES)
+    assert len(list((tmp_path / "cache" / "klotski").rglob("m-*.npz"))) == 1
+
+
+def test_none_keeps_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    History("none", "m", model).keep(learned(), RATES)
+    assert History("none", "m", model).rates is None
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "none").exists()
+
+
+def test_models_and_their_changes_are_kept_apart(tmp_path: Path, model: Path) -> None:
+    History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
+    (model / "config.json").write_text('{"changed": true}')
+    assert History(str(tmp_path / "history"), "m", model).rates is None
+
+
+def test_the_median_of_the_last_runs_rates_counts(tmp_path: Path, model: Path) -> None:
+    for disk in (9e9, *[1e9] * RUNS, 7e9, 8e9):
+        History(str(tmp_path / "history"), "m", model).keep(learned(), RATES | {"disk": disk})
+    history = History(str(tmp_path / "history"), "m", model)
+    assert history.rates == {"disk": 1e9, "compute": 4e11}
+
+
+def test_a_run_that_read_nothing_leaves_the_rates_of_others(tmp_path: Path, model: Path) -> None:
+    History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
+    History(str(tmp_path / "history"), "m", model).keep(learned(), {"disk": 0.0, "compute": 1e9})
+    History(str(tmp_path / "history"), "m", model).keep(learned(), {})
+    assert History(str(tmp_path / "history"), "m", model).rates == RATES
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_file_is_said_and_forgotten(
+    tmp_path: Path, model: Path, damage: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
+    (file,) = (tmp_path / "history").iterdir()
+    file.write_bytes(file.read_bytes()[:200] if damage is None else damage)
+    history = History(str(tmp_path / "history"), "m", model)
+    assert history.rates is None
+    assert "could not be read" in caplog.text
+    history.keep(learned(), RATES)
+    assert History(str(tmp_path / "history"), "m", model).rates == RATES
+
+
+def test_where_it_cannot_be_written_the_run_goes_on(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    History(str(tmp_path / "file"), "m", model).keep(learned(), RATES)
+    assert "could not be written" in caplog.text
