@@ -28,6 +28,9 @@ bench-models: $(VENV)/.bench ## random checkpoints of twice 3 GiB under outputs/
 bench: $(VENV)/.bench ## all measurements, ours and Accelerate's, within 3 GiB; hours, root, and fio
 	$(BIN)/python -m tests.benchmarks.bench $(ARGS)
 
+bench-ablation: $(VENV)/.bench ## what each idea adds, and the rivals' strategies; two hours, and root
+	$(BIN)/python -m tests.benchmarks.ablation $(ARGS)
+
 bench-planner: $(VENV)/.bench ## what the planner chooses against a grid of choices; hours, and root
 	$(BIN)/python -m tests.benchmarks.planner $(ARGS)
 
@@ -51,4 +54,4 @@ format: setup ## lay the code out as the linter wants it
 clean: ## remove what was built here; runs in outputs/ stay
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run test bench-models bench bench-planner shapes lint format clean
+.PHONY: help setup run test bench-models bench bench-ablation bench-planner shapes lint format clean

@@ -35,6 +35,7 @@ class Account:
         self._lasting = 0
         self._busy: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
+        self._bubbles = 0.0
 
     def __enter__(self) -> "Account":
         self._progress.__enter__()
@@ -50,6 +51,7 @@ class Account:
         """All memory that lasts is taken; what was read until now belongs to no sweep."""
         self._lasting = nbytes
         self._busy, self._bytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
+        self._bubbles = self._recorder.bubble_seconds
 
     def measured(self, samples: Mapping[str, float]) -> None:
         """The machine's rates, as sampled. Where the run itself reached more, that is what the machine can do."""
@@ -75,10 +77,12 @@ class Account:
     def sweep(self, report: SweepReport) -> None:
         """A sweep has ended."""
         busy, nbytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
+        bubbles = self._recorder.bubble_seconds
         self._totals.sweeps.append(
             SweepUse(
                 seconds=report.end - report.begin,
                 busy={lane: seconds - self._busy.get(lane, 0.0) for lane, seconds in busy.items()},
+                bubble=bubbles - self._bubbles,
                 nbytes={lane: count - self._bytes.get(lane, 0) for lane, count in nbytes.items()},
                 flops=self._facts.flops(
                     report.prefill_tokens + report.decode_tokens, report.output_tokens, report.pairs, report.spared
@@ -87,7 +91,7 @@ class Account:
                 output_tokens=report.output_tokens,
             )
         )
-        self._busy, self._bytes = busy, nbytes
+        self._busy, self._bytes, self._bubbles = busy, nbytes, bubbles
         self._totals.output_tokens += report.output_tokens
         self._note_memory(report.cache_bytes)
         self._recorder.sweep(report)

@@ -17,7 +17,11 @@ for it out of its efficiency: softmax, norms, activations, routing, gathering, s
 interpreter, products of few rows, which are slower, and every wait. What was not computed does not
 count either: of a prompt's tokens but the last, the last layer only keeps keys and values.
 
-`efficiency` is the bound divided by the elapsed time. `prefill_rate` is what the sweeps that read
+`efficiency` is the bound divided by the elapsed time. A run has phases, which one share over all of it
+would hide: prompts are read at the speed of the cores, tokens decoded at that of the disk. `sweeps` therefore
+says, of the sweeps that each resource bound: how many, how long they took, the share of that time in which
+its own lane was `busy` (a resource that binds should never idle) and in which the compute lane waited
+(`bubble`). `prefill_rate` is what the sweeps that read
 prompts did, in those operations a second; `prefill_efficiency` divides it by `rates.compute`.
 """
 
@@ -39,6 +43,7 @@ class SweepUse:
 
     seconds: float
     busy: dict[str, float]
+    bubble: float
     nbytes: dict[str, int]
     flops: int
     is_prefill: bool
@@ -71,7 +76,6 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
     decode = elapsed - prefill
     decoded = sum(sweep.output_tokens for sweep in totals.sweeps if not sweep.is_prefill)
     tokens = totals.prompt_tokens + totals.output_tokens
-    resource, bound = bound_of(totals.sweeps, totals.rates)
     prefill_rate = ratio(sum(sweep.flops for sweep in totals.sweeps if sweep.is_prefill), prefill)
     return {
         "status": status,
@@ -99,7 +103,7 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         },
         "lane_busy_seconds": dict(recorder.busy_seconds),
         "bubble_fraction": ratio(recorder.bubble_seconds, elapsed),
-        "bound": {"resource": resource, "seconds": bound, "efficiency": ratio(bound, elapsed)},
+        "bound": bound_of(totals.sweeps, totals.rates, elapsed),
         "rates": totals.rates,
         "peak_memory": totals.peak_memory,
         "prefetch": summarize_prefetch(totals.prefetch),
@@ -124,16 +128,34 @@ def shares(count: PrefetchCount) -> dict[str, Any]:
     }
 
 
-def bound_of(sweeps: list[SweepUse], rates: Mapping[str, float]) -> tuple[str | None, float]:
-    """The resource that bound most of the run, and the seconds of the bound; see the module."""
+def bound_of(sweeps: Sequence[SweepUse], rates: Mapping[str, float], elapsed: float) -> dict[str, Any]:
+    """The resource that bound most of the run, the seconds of the bound, and how its sweeps fared; see the module."""
+    bound_by: dict[str, list[SweepUse]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
     for sweep in sweeps:
         needs = {lane: ratio(amount, rates.get(lane, 0.0)) for lane, amount in sweep.work.items()}
         busiest = max(needs, key=lambda lane: needs[lane])
-        seconds[busiest] += needs[busiest]
-    if not any(seconds.values()):
-        return None, 0.0
-    return max(seconds, key=lambda lane: seconds[lane]), sum(seconds.values())
+        if needs[busiest]:
+            seconds[busiest] += needs[busiest]
+            bound_by[busiest].append(sweep)
+    total = sum(seconds.values())
+    return {
+        "resource": max(seconds, key=lambda lane: seconds[lane], default=None),
+        "seconds": total,
+        "efficiency": ratio(total, elapsed),
+        "sweeps": {lane: summarize_sweeps(lane, bound) for lane, bound in bound_by.items()},
+    }
+
+
+def summarize_sweeps(lane: str, sweeps: Sequence[SweepUse]) -> dict[str, Any]:
+    """How sweeps fared that one lane bound."""
+    elapsed = sum(sweep.seconds for sweep in sweeps)
+    return {
+        "count": len(sweeps),
+        "elapsed_time": elapsed,
+        "busy": ratio(sum(sweep.busy.get(lane, 0.0) for sweep in sweeps), elapsed),
+        "bubble": ratio(sum(sweep.bubble for sweep in sweeps), elapsed),
+    }
 
 
 def ratio(part: float, whole: float) -> float:

@@ -62,6 +62,7 @@ LIMIT = "3GiB"
 BUDGET = "2950MiB"  # of the limit; the rest is the page cache's, for the interpreter's own files
 OUTPUTS = Path(__file__).parents[2] / "outputs"
 RUNS = OUTPUTS / "bench"
+STOPPED = 124  # the status by which `timeout` says that it stopped a process
 RIVAL_SETTINGS = {"GOMP_SPINCOUNT": "50000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}  # see accelerate_baseline
 
 Figures = dict[str, float]
@@ -71,12 +72,17 @@ class KilledError(Exception):
     """A process went over its limit, or failed."""
 
 
-def klotski(model: str, *overrides: str, budget: str = BUDGET) -> dict[str, Any]:
-    """The metrics of one run of ours."""
+class SlowError(KilledError):
+    """A process was stopped, because it took longer than it may."""
+
+
+def klotski(model: str, *overrides: str, budget: str = BUDGET, patience: float | None = None) -> dict[str, Any]:
+    """The metrics of one run of ours. `patience`: seconds that it may take."""
     folder = RUNS / "run"
     shutil.rmtree(folder, ignore_errors=True)
     settings = ["model=custom", f"model.path={folder_of(model)}", f"hw.device_memory={budget}", "workload=synthetic"]
-    limited("-m", "klotski", *settings, *overrides, f"hydra.run.dir={folder}")
+    settings += ["history=none"]  # what one row learns is not to help another
+    limited("-m", "klotski", *settings, *overrides, f"hydra.run.dir={folder}", patience=patience)
     metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return metrics
 
@@ -104,14 +110,17 @@ def accelerate(model: str, batch_size: int, steps: int | None) -> dict[str, Any]
     return result
 
 
-def limited(*arguments: str, settings: Mapping[str, str] = MappingProxyType({})) -> str:
+def limited(*arguments: str, settings: Mapping[str, str] = MappingProxyType({}), patience: float | None = None) -> str:
     """What a Python process under the limit says on standard output.
 
     Raises:
-        KilledError: it ended with another status than 0.
+        KilledError: it ended with another status than 0; SlowError: because it took more seconds than `patience`.
     """
-    command = [sys.executable, "-m", "tests.benchmarks.limited", LIMIT, sys.executable, *arguments]
+    watch = ["timeout", f"{patience:.1f}"] if patience else []
+    command = [sys.executable, "-m", "tests.benchmarks.limited", LIMIT, *watch, sys.executable, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    if done.returncode == STOPPED:
+        raise SlowError(f"stopped after {patience:.1f} s")
     if done.returncode:
         raise KilledError(f"status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
     return done.stdout

@@ -1,23 +1,26 @@
 """`make bench-planner`: what the planner chooses, against every other choice, measured.
 
     python -m tests.benchmarks.planner [--models few-large many-small] [--budgets 2950MiB 2000MiB]
-        [--n 1 2 4 8 15] [--sizes 8 16 32 64 128] [--requests 256] [--repetitions 1]
+        [--n 1 2 4 8 15] [--sizes 8 16 32 64 128] [--requests 128] [--repetitions 1] [--patience 1.2]
 
-One workload for all: 256 requests of 64 tokens in and 16 out, under a hard limit of 3 GiB, from a cold cache, as
+One workload for all: 128 requests of 64 tokens in and 8 out, under a hard limit of 3 GiB, from a cold cache, as
 in `bench`. For each model and budget the planner's own run comes first, then the grid of n and batch size; all
 else is planned as ever, so that each cell is the best that its n and batch size allow. A cell whose last batch
 would be empty is the same as one with a smaller n, and is left out. Nothing is learned from earlier runs.
 
+A cell that has taken 1.2 times as long as the planner's own run, from the start of the process to its end, is
+stopped: it cannot be the best. Without that, most of the hours would go to the smallest groups.
+
 Each run is written to `outputs/bench-planner.jsonl` as it ends, and is not repeated if it lies there already: what
 was interrupted goes on. Prints a table, and one JSON line for each row: `share` is the throughput that it reached,
-of the best row's with the same model and budget. All of it takes hours, most of them for the smallest groups: 256
-requests in batches of 8 alone are 32 times 16 sweeps of 5 to 6 GB.
+of the best row's with the same model and budget.
 """
 
 import argparse
 import json
-import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from statistics import median
 from typing import Any, NamedTuple
@@ -25,12 +28,13 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.bench import OUTPUTS, RUNS, KilledError, klotski, lengths
+from tests.benchmarks.bench import OUTPUTS, RUNS, KilledError, SlowError, klotski, lengths
+from tests.benchmarks.ledger import Made, make_all
 from tests.benchmarks.models import MODELS, folder_of, make
 
 CELLS = OUTPUTS / "bench-planner.jsonl"
 PLANNED = (0, 0)  # n and batch size of the planner's own run
-TOKENS = (64, 16)  # in and out
+TOKENS = (64, 8)  # in and out
 
 
 class Cell(NamedTuple):
@@ -53,18 +57,24 @@ def cells(options: argparse.Namespace) -> Iterator[Cell]:
             yield Cell(model, budget, options.requests, n, size, repetition)
 
 
-def run(cell: Cell) -> dict[str, Any]:
-    """What came of it; `refused` where the budget is too small for it."""
+def run(cell: Cell, made: Made, patience: float) -> dict[str, Any]:
+    """What came of it; `left_out` says why nothing did."""
     choice = [f"pipeline.n_batches={cell.n}", f"pipeline.batch_size={cell.batch_size}"] if cell.n else []
+    planned = made.get(cell._replace(n=PLANNED[0], batch_size=PLANNED[1]))
+    limit = patience * planned["wall_seconds"] if planned else None
+    begin = time.monotonic()
     try:
-        metrics = klotski(cell.model, *lengths(cell.requests, *TOKENS), *choice, "history=none", budget=cell.budget)
+        metrics = klotski(cell.model, *lengths(cell.requests, *TOKENS), *choice, budget=cell.budget, patience=limit)
+    except SlowError as error:
+        return {"left_out": str(error)}
     except KilledError as error:
         if "is too small" not in str(error):
             raise
-        return {"refused": True}
+        return {"left_out": "the budget is too small"}
     plan = metrics["plan"]
     return {
-        "refused": False,
+        "left_out": None,
+        "wall_seconds": time.monotonic() - begin,
         "tokens_per_second": metrics["output_tokens_per_second"],
         "predicted": plan["predicted_output_tokens_per_second"],
         "efficiency": metrics["bound"]["efficiency"],
@@ -74,26 +84,6 @@ def run(cell: Cell) -> dict[str, Any]:
     }
 
 
-def measured() -> dict[Cell, dict[str, Any]]:
-    """What lies in the file already."""
-    lines = CELLS.read_text().splitlines() if CELLS.exists() else []
-    found = [json.loads(line) for line in lines]
-    return {Cell(*(each[name] for name in Cell._fields)): each for each in found}
-
-
-def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All cells; those that are new are written to the file one by one."""
-    known = measured()
-    wanted = list(cells(options))
-    for number, cell in enumerate(wanted, start=1):
-        if cell not in known:
-            known[cell] = cell._asdict() | run(cell)
-            with CELLS.open("a") as lines:
-                lines.write(json.dumps(known[cell]) + "\n")
-            print(f"{number} of {len(wanted)}: {json.dumps(known[cell])}", file=sys.stderr, flush=True)
-    return [known[cell] for cell in wanted]
-
-
 def rows(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """For each model and budget the medians of each choice, best first, and its share of the best.
 
@@ -101,7 +91,7 @@ def rows(results: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """
     groups: dict[tuple[str, str], dict[tuple[int, ...], list[dict[str, Any]]]] = {}
     for each in results:
-        if not each["refused"]:
+        if not each["left_out"]:
             choices = groups.setdefault((each["model"], each["budget"]), {})
             choices.setdefault(tuple(each["as_planned"]), []).append(each)
     for (model, budget), choices in groups.items():
@@ -142,10 +132,11 @@ if __name__ == "__main__":
     parser.add_argument("--budgets", nargs="*", default=["2950MiB", "2000MiB"])
     parser.add_argument("--n", nargs="*", type=int, default=[1, 2, 4, 8, 15])
     parser.add_argument("--sizes", nargs="*", type=int, default=[8, 16, 32, 64, 128], help="of batches")
-    parser.add_argument("--requests", type=int, default=256)
+    parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--patience", type=float, default=1.2, help="seconds for a cell, in those of the planner's run")
     parser.add_argument("--repetitions", type=int, default=1)
     chosen = parser.parse_args()
     for name in chosen.models:
         make(name, folder_of(name))
     RUNS.mkdir(parents=True, exist_ok=True)
-    show(list(rows(measure(chosen))))
+    show(list(rows(make_all(CELLS, cells(chosen), partial(run, patience=chosen.patience)))))

@@ -240,14 +240,16 @@ def test_no_span_is_lost_or_written_twice_when_lanes_and_flushes_meet(tmp_path: 
 # metrics.json
 
 
-def use(seconds: float, nbytes: int, flops: int, tokens: int = 1, prefill: bool = False) -> SweepUse:
-    return SweepUse(seconds, {}, {LaneName.DISK: nbytes}, flops, prefill, tokens)
+def use(seconds: float, nbytes: int, flops: int, tokens: int = 1, prefill: bool = False, busy: float = 0.0) -> SweepUse:
+    """A sweep in which each lane is busy for so long, and the compute lane waits for the rest."""
+    lanes: dict[str, float] = dict.fromkeys((LaneName.DISK, LaneName.COMPUTE), busy)
+    return SweepUse(seconds, lanes, seconds - busy, {LaneName.DISK: nbytes}, flops, prefill, tokens)
 
 
 def test_metrics_have_every_key_that_others_rely_on_even_of_a_run_that_never_began() -> None:
     metrics = summarize("failed", "measured", Totals(), Recorder(lambda lines: None), "no such model")
     assert set(METRICS) <= set(metrics)
-    assert set(metrics["bound"]) == {"resource", "seconds", "efficiency"}
+    assert set(metrics["bound"]) == {"resource", "seconds", "efficiency", "sweeps"}
     assert set(metrics["prefetch"]) == {"requested", "used", "hit_rate", "named", "among_hottest", "layers"}
     assert (metrics["status"], metrics["mode"], metrics["error"]) == ("failed", "measured", "no such model")
     assert json.loads(json.dumps(metrics)) == metrics
@@ -261,7 +263,11 @@ def test_metrics_add_up() -> None:
         prompt_tokens=30,
         output_tokens=10,
         prefetch=[PrefetchCount(6, 4, 8, 2), PrefetchCount(2, 2, 2, 2)],
-        sweeps=[use(4.0, 100, 3000, 2, prefill=True), use(2.0, 190, 1000, 4), use(2.0, 200, 1000, 4)],
+        sweeps=[
+            use(4.0, 100, 3000, 2, prefill=True, busy=3.0),
+            use(2.0, 190, 1000, 4, busy=1.5),
+            use(2.0, 200, 1000, 4, busy=2.0),
+        ],
         rates={LaneName.DISK: 100.0, LaneName.COMPUTE: 1000.0},
     )
     metrics = summarize("ok", "measured", totals, recorder, None)
@@ -287,7 +293,12 @@ def test_metrics_add_up() -> None:
     assert metrics["prefetch"] == total | {"layers": [first, second]}
     # At 100 bytes and 1000 operations a second the first sweep is bound by compute (3 s), the others by
     # the disk (1.9 and 2 s).
+    sweeps = metrics["bound"].pop("sweeps")
     assert metrics["bound"] == pytest.approx({"resource": "disk", "seconds": 6.9, "efficiency": 0.8625})
+    assert sweeps == {
+        "compute": {"count": 1, "elapsed_time": 4.0, "busy": 0.75, "bubble": 0.25},
+        "disk": {"count": 2, "elapsed_time": 4.0, "busy": 0.875, "bubble": 0.125},
+    }
 
 
 AMOUNTS = st.integers(0, 10**15)
@@ -312,6 +323,8 @@ def test_the_bound_is_what_the_busier_resource_needs_in_each_sweep(
     assert bound["seconds"] >= max(alone.values(), default=0.0) * (1 - 1e-9), "no resource works for less than its own"
     assert bound["seconds"] <= sum(alone.values()) * (1 + 1e-9), "they work side by side"
     assert bound["resource"] in ((*alone,) if bound["seconds"] else (None,))
+    bound_by_any = sum(each["count"] for each in bound["sweeps"].values())
+    assert bound_by_any == sum(any(sweep.work[lane] / rate for lane, rate in rates.items() if rate) for sweep in sweeps)
     assert bound["efficiency"] == pytest.approx(bound["seconds"] / metrics["elapsed_time"] if sweeps else 0.0)
     assert metrics["prefill_seconds"] + metrics["decode_seconds"] == pytest.approx(metrics["elapsed_time"])
     json.dumps(metrics, allow_nan=False)
