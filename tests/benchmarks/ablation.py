@@ -1,6 +1,6 @@
 """`make bench-ablation`: what each idea adds, and the rivals' strategies, measured (the paper's table 3).
 
-    python -m tests.benchmarks.ablation [--models few-large many-small] [--repetitions 3] [--n 15]
+    python -m tests.benchmarks.ablation [--models few-large many-small] [--repetitions 3] [--n 8]
 
 64 tokens in and 32 out in batches of 16, under a hard limit of 3 GiB, from a cold cache, as in `bench`. All are
 configurations of one engine, so that what differs is what a strategy does, not how well its code is written. Those of
@@ -145,7 +145,7 @@ def text(value: float | None, form: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--n", type=int, default=15, help="batches that share each block's arrival; the paper's is 15")
+    parser.add_argument("--n", type=int, default=8, help="batches that share each block's arrival")
     parser.add_argument("--repetitions", type=int, default=3)
     chosen = parser.parse_args()
     for name in chosen.models:
