@@ -1,6 +1,7 @@
 """The words of the house, as small types. No torch, no I/O: every room may import these."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -155,6 +156,11 @@ class PrefetchCount:
     used: int = 0
     named: int = 0
     among_hottest: int = 0
+
+    @classmethod
+    def total(cls, layers: Iterable["PrefetchCount"]) -> "PrefetchCount":
+        """Over all layers."""
+        return cls(*(sum(counts) for counts in zip(*map(astuple, layers), strict=True)))
 
 
 class Prefetch(Enum):

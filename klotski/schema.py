@@ -63,6 +63,8 @@ class ModelConfig:
     name: str = MISSING
     path: str = MISSING
     """A folder in the Hub's layout, a hub id, or `bundled` for the model in the package."""
+    made_by: str = ""
+    """The command that writes `path`, where it is not there yet."""
     dtype: DType = DType.auto
     load_format: LoadFormat = LoadFormat.safetensors
     """`dummy` makes random weights up, of a model of which only the config is there; all of them have to fit."""

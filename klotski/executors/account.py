@@ -76,6 +76,8 @@ class Account:
 
     def sweep(self, report: SweepReport) -> None:
         """A sweep has ended."""
+        if not self._totals.sweeps:
+            self._totals.first_prefetch = PrefetchCount.total(self._totals.prefetch)
         busy, nbytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
         bubbles = self._recorder.bubble_seconds
         self._totals.sweeps.append(

@@ -16,14 +16,14 @@ from klotski.core import LaneName
 from klotski.model import Workspace
 from klotski.weights import BlockStore
 
-__all__ = ["Rates"]
+__all__ = ["RateSamples"]
 
 ROUNDS = 4  # before the run, and again after it; reading and multiplying take turns
 SECONDS = 0.25  # of each
 
 
-class Rates:
-    """Samples of the rates of one machine: bytes a second by disk, operations a second by compute."""
+class RateSamples:
+    """Of the rates of one machine: bytes a second by disk, operations a second by compute."""
 
     def __init__(self, store: BlockStore, workspace: Workspace) -> None:
         self._blocks = cycle(store.streamed_experts())

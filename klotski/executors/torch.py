@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -14,13 +16,12 @@ from klotski.executors.account import Account
 from klotski.executors.facts import gather_facts, workspace_shape
 from klotski.executors.history import History
 from klotski.executors.planning import describe, plan_run
-from klotski.executors.rates import Rates
+from klotski.executors.rates import RateSamples
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
 from klotski.model import Decoding, Foresight, GenerationBatch, OpenModel, Workspace, keep_routers, open_model
 from klotski.pipeline import Policy, RoutingTable, Sweeper, create_predictor, run_group
-from klotski.planner import Plan, process_memory, show_plan
-from klotski.planner import Rates as PlannedRates
+from klotski.planner import ModelFacts, Plan, Rates, process_memory, show_plan
 from klotski.schema import DType, LoadFormat, RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import parse_count
@@ -47,6 +48,17 @@ NEARLY_ALL = 0.95  # of the budget; a sweep without prompts takes less of the he
 DTYPES = {DType.auto: None, DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
 
 
+class Task(NamedTuple):
+    """What is to be run, planned, before any weight is read."""
+
+    model: OpenModel
+    requests: list[Request]
+    encoder: Encoder
+    facts: ModelFacts
+    history: History
+    plan: Plan
+
+
 class TorchExecutor:
     """Runs a model on this machine; see `executors.Executor`."""
 
@@ -54,59 +66,92 @@ class TorchExecutor:
 
     def run(self, config: RunConfig, log: RunLog, recorder: Recorder, totals: Totals) -> None:
         """Open the model, read the workload, plan, and sweep."""
-        threads = parse_count("hw.threads", config.hw.threads)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        keep_small_memory()
-        if config.hw.host_memory != "auto":
-            logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
-        if config.pipeline.misses is Misses.cheapest:
-            logger.warning("pipeline.misses=cheapest moves all: below CPU memory lies the disk, which computes nothing")
-        is_dummy = config.model.load_format is LoadFormat.dummy
-        folder = TINY if config.model.path == BUNDLED else resolve(config.model.path, with_weights=not is_dummy)
-        model = open_model(folder, DTYPES[config.model.dtype], is_dummy=is_dummy)
-        history = History(config.history, config.model.name, folder)
-        encoder = Encoder(model.tokenizer, model.config.get_text_config().vocab_size, model.context)
-        requests = load_requests(config.workload, encoder, log.error)
-        if log.num_errors:
-            logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
-        foresees = config.pipeline.predictor is Prediction.lookahead
-        facts = gather_facts(model, foresees=foresees)
-        facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
-        plan = plan_run(config, facts, requests, known_rates(history))
-        totals.plan = plan.as_dict()
+        configure(config)
+        task = prepare(config, log)
+        totals.plan = task.plan.as_dict()
         log.plan(totals.plan)
-        describe(config, model, plan, len(requests))
+        describe(config, task.model, task.plan, len(task.requests))
         if config.dry_run:
-            show_plan(plan, facts, Console())
-            return
-        with ExitStack() as stack, torch.inference_mode():
-            account = stack.enter_context(Account(requests, facts, encoder, log, recorder, totals))
-            compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
-            source: Source = DummyReader() if is_dummy else Reader(model.staging)
-            stack.callback(source.close)  # after the lane that reads with it
-            disk = ThreadLane(LaneName.DISK, recorder, log.clock, DEPTH)
-            stack.callback(disk.close)
-            workspace = make_workspace(model, plan)
-            store = load_weights(model, plan, source, disk, workspace, config.placement.residents)
-            table = RoutingTable(model.shell.expert_counts)
-            history.recall(table)
-            stack.callback(lambda: keep_what_was_learned(table, history, log, totals))
-            rates = Rates(store, workspace)
-            account.measured(rates.measure())
-            account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
-            sweeper = make_sweeper(config, model, plan, store, workspace, compute, table)
-            account.sweeping(sweeper.prefetch)
-            foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees else None
-            batches = make_batches(config, model, plan, cut_batches(requests, plan.batch_size), account, foresight)
+            show_plan(task.plan, task.facts, Console())
+        else:
+            carry_out(config, task, log, recorder, totals)
 
-            def swept(report: SweepReport) -> None:
-                account.sweep(report)
-                if report.prefill_tokens or process_memory() > NEARLY_ALL * plan.budget:
-                    return_free_memory()
 
-            run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, swept)
-            account.measured(rates.measure())
+def configure(config: RunConfig) -> None:
+    """Set up torch and the heap, and say which settings come to nothing here."""
+    threads = parse_count("hw.threads", config.hw.threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    keep_small_memory()
+    if config.hw.host_memory != "auto":
+        logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
+    if config.pipeline.misses is Misses.cheapest:
+        logger.warning("pipeline.misses=cheapest moves all: below CPU memory lies the disk, which computes nothing")
+
+
+def prepare(config: RunConfig, log: RunLog) -> Task:
+    """Open the model, read the workload, and plan."""
+    folder = find_checkpoint(config)
+    model = open_model(folder, DTYPES[config.model.dtype], is_dummy=is_dummy(config))
+    history = History(config.history, config.model.name, folder)
+    encoder = Encoder(model.tokenizer, model.config.get_text_config().vocab_size, model.context)
+    requests = load_requests(config.workload, encoder, log.error)
+    if log.num_errors:
+        logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
+    facts = gather_facts(model, foresees=foresees(config))
+    facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
+    plan = plan_run(config, facts, requests, known_rates(history))
+    return Task(model, requests, encoder, facts, history, plan)
+
+
+def find_checkpoint(config: RunConfig) -> Path:
+    """The model's folder."""
+    model = config.model
+    if model.path == BUNDLED:
+        return TINY
+    return resolve(model.path, with_weights=not is_dummy(config), made_by=model.made_by)
+
+
+def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:
+    """Take memory as planned, and sweep until all requests have ended."""
+    model, plan = task.model, task.plan
+    with ExitStack() as stack, torch.inference_mode():
+        account = stack.enter_context(Account(task.requests, task.facts, task.encoder, log, recorder, totals))
+        compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
+        source: Source = DummyReader() if is_dummy(config) else Reader(model.staging)
+        stack.callback(source.close)  # after the lane that reads with it
+        disk = ThreadLane(LaneName.DISK, recorder, log.clock, DEPTH)
+        stack.callback(disk.close)
+        workspace = make_workspace(model, plan)
+        store = load_weights(model, plan, source, disk, workspace, config.placement.residents)
+        table = RoutingTable(model.shell.expert_counts)
+        task.history.recall(table)
+        stack.callback(lambda: keep_what_was_learned(table, task.history, log, totals))
+        rates = RateSamples(store, workspace)
+        account.measured(rates.measure())
+        account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
+        sweeper = make_sweeper(config, model, plan, store, workspace, compute, table)
+        account.sweeping(sweeper.prefetch)
+        foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None
+        batches = make_batches(config, model, plan, cut_batches(task.requests, plan.batch_size), account, foresight)
+
+        def swept(report: SweepReport) -> None:
+            account.sweep(report)
+            if report.prefill_tokens or process_memory() > NEARLY_ALL * plan.budget:
+                return_free_memory()
+
+        run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, swept)
+        account.measured(rates.measure())
+
+
+def is_dummy(config: RunConfig) -> bool:
+    """Whether weights are made up."""
+    return config.model.load_format is LoadFormat.dummy
+
+
+def foresees(config: RunConfig) -> bool:
+    """Whether routers are asked early."""
+    return config.pipeline.predictor is Prediction.lookahead
 
 
 def load_weights(
@@ -174,9 +219,9 @@ def keep_what_was_learned(table: RoutingTable, history: History, log: RunLog, to
     history.keep(table, totals.rates)
 
 
-def known_rates(history: History) -> PlannedRates | None:
+def known_rates(history: History) -> Rates | None:
     """What earlier runs measured, to plan by."""
     known = history.rates
     if known is None:
         return None
-    return PlannedRates(known[LaneName.DISK], known[LaneName.COMPUTE], "measured by earlier runs of this model")
+    return Rates(known[LaneName.DISK], known[LaneName.COMPUTE], "measured by earlier runs of this model")

@@ -27,7 +27,7 @@ prompts did, in those operations a second; `prefill_efficiency` divides it by `r
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
@@ -63,6 +63,7 @@ class Totals:
     prompt_tokens: int = 0
     output_tokens: int = 0
     prefetch: Sequence[PrefetchCount] = ()  # by layer
+    first_prefetch: PrefetchCount = field(default_factory=PrefetchCount)  # in the first sweep, over all layers
     sweeps: list[SweepUse] = field(default_factory=list)
     peak_memory: dict[str, int] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
@@ -106,15 +107,18 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         "bound": bound_of(totals.sweeps, totals.rates, elapsed),
         "rates": totals.rates,
         "peak_memory": totals.peak_memory,
-        "prefetch": summarize_prefetch(totals.prefetch),
+        "prefetch": summarize_prefetch(totals),
         "plan": totals.plan,
     }
 
 
-def summarize_prefetch(layers: Sequence[PrefetchCount]) -> dict[str, Any]:
-    """How prefetching fared, over all layers and layer by layer."""
-    total = PrefetchCount(*(sum(counts) for counts in zip(*map(astuple, layers), strict=True)))
-    return shares(total) | {"layers": [{"layer": layer} | shares(each) for layer, each in enumerate(layers)]}
+def summarize_prefetch(totals: Totals) -> dict[str, Any]:
+    """How prefetching fared: over all layers, in the first sweep (which knows earlier runs alone), by layer."""
+    by_layer = [{"layer": layer} | shares(each) for layer, each in enumerate(totals.prefetch)]
+    return shares(PrefetchCount.total(totals.prefetch)) | {
+        "first_sweep": shares(totals.first_prefetch),
+        "layers": by_layer,
+    }
 
 
 def shares(count: PrefetchCount) -> dict[str, Any]:

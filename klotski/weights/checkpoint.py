@@ -57,8 +57,10 @@ def read_shards(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def resolve(path: str, *, with_weights: bool = True) -> Path:
+def resolve(path: str, *, with_weights: bool = True, made_by: str = "") -> Path:
     """The folder of a checkpoint: a local folder, or a hub id's snapshot in the Hub's cache.
+
+    `made_by`: the command that would write it.
 
     Raises:
         CheckpointError: it is neither, and could not be fetched.
@@ -66,13 +68,16 @@ def resolve(path: str, *, with_weights: bool = True) -> Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
+    advice = f"`{made_by}` writes it" if made_by else "set it to the folder of a checkpoint, or to a hub id"
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(path, allow_patterns=[*TEXTS, *(["*.safetensors"] if with_weights else [])]))
     except HFValidationError as error:
-        raise CheckpointError(f"model.path={path} is neither a folder nor a hub id") from error
+        raise CheckpointError(f"model.path={path} is neither a folder nor a hub id; {advice}") from error
     except Exception as error:  # the Hub's client raises whatever its transport does
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"model.path={path} is not a folder here and could not be fetched: {reason}") from error
+        raise CheckpointError(
+            f"model.path={path} is not a folder here and could not be fetched ({reason}); {advice}"
+        ) from error

@@ -120,6 +120,7 @@ def test_shapes_that_are_not_there_are_rows_that_say_so(
     assert [row.settings["model"] for row in rows] == list(SHAPES)
     assert {row.run.status for row in rows} == {"failed"}
     assert all(f"model.path={folder_of(name)}" in str(row.error) for name, row in zip(SHAPES, rows, strict=True))
+    assert all("`make shapes` writes it" in str(row.error) for row in rows)
     assert ["0", "eight_large", "failed"] in [line.split() for line in capsys.readouterr().out.splitlines()]
 
 

@@ -250,7 +250,9 @@ def test_metrics_have_every_key_that_others_rely_on_even_of_a_run_that_never_beg
     metrics = summarize("failed", "measured", Totals(), Recorder(lambda lines: None), "no such model")
     assert set(METRICS) <= set(metrics)
     assert set(metrics["bound"]) == {"resource", "seconds", "efficiency", "sweeps"}
-    assert set(metrics["prefetch"]) == {"requested", "used", "hit_rate", "named", "among_hottest", "layers"}
+    assert set(metrics["prefetch"]) == {
+        *("requested", "used", "hit_rate", "named", "among_hottest", "first_sweep", "layers"),
+    }
     assert (metrics["status"], metrics["mode"], metrics["error"]) == ("failed", "measured", "no such model")
     assert json.loads(json.dumps(metrics)) == metrics
 
@@ -263,6 +265,7 @@ def test_metrics_add_up() -> None:
         prompt_tokens=30,
         output_tokens=10,
         prefetch=[PrefetchCount(6, 4, 8, 2), PrefetchCount(2, 2, 2, 2)],
+        first_prefetch=PrefetchCount(3, 0, 4, 1),
         sweeps=[
             use(4.0, 100, 3000, 2, prefill=True, busy=3.0),
             use(2.0, 190, 1000, 4, busy=1.5),
@@ -290,7 +293,8 @@ def test_metrics_add_up() -> None:
     first = {"layer": 0, "requested": 6, "used": 4, "hit_rate": 4 / 6, "named": 8, "among_hottest": 0.25}
     second = {"layer": 1, "requested": 2, "used": 2, "hit_rate": 1.0, "named": 2, "among_hottest": 1.0}
     total = {"requested": 8, "used": 6, "hit_rate": 0.75, "named": 10, "among_hottest": 0.4}
-    assert metrics["prefetch"] == total | {"layers": [first, second]}
+    begin = {"requested": 3, "used": 0, "hit_rate": 0, "named": 4, "among_hottest": 0.25}
+    assert metrics["prefetch"] == total | {"first_sweep": begin, "layers": [first, second]}
     # At 100 bytes and 1000 operations a second the first sweep is bound by compute (3 s), the others by
     # the disk (1.9 and 2 s).
     sweeps = metrics["bound"].pop("sweeps")
