@@ -69,7 +69,9 @@ class Compute(StrEnum):
     GATHER = "gather"  # the tokens of all batches are sorted by expert
     EXPERT = "expert"  # one expert over the tokens of all batches
     COMBINE = "combine"  # experts' outputs are summed for each token
-    FINISH = "finish"  # a batch leaves the layer; after the last, it samples its next token
+    FINISH = "finish"  # a batch leaves the layer
+    SCORE = "score"  # the head, over the last tokens of some batches
+    SAMPLE = "sample"  # a batch chooses its next tokens, and comes to the first layer again
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,8 @@ class PrefetchCount:
 
 
 class Prefetch(Enum):
-    """What is brought before it is asked for: nothing, the whole layer, its hot experts."""
+    """What is brought before it is asked for: nothing, the whole layer (which takes slots for all of it), its hot
+    experts."""
 
     none = "none"
     layer = "layer"

@@ -49,8 +49,9 @@ def gather_facts(model: OpenModel, *, foresees: bool = False) -> ModelFacts:
         # Queries, keys and values, before and after they are turned; the output, before and after its projection.
         attention_bytes=item * (4 * hidden + 8 * heads),
         score_bytes=(text.num_attention_heads * (item + 2 * FLOAT) if eager else 0) + item + 1,
-        # What the head gives, what a model may put in its place, and a copy in float32 to choose by.
-        logits_bytes=(2 * item + FLOAT) * text.vocab_size,
+        scores_bytes=item * text.vocab_size,
+        # What a model may put in the place of what the head gave, and a copy in float32 to choose by.
+        logits_bytes=(item + FLOAT) * text.vocab_size,
         reads_whole_prompts=not keeps_tokens(model.config),
         slice_tokens=SLICE if in_slices else 0,
         staging_bytes=IN_FLIGHT * model.staging,

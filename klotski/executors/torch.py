@@ -191,7 +191,7 @@ def make_sweeper(
     experts = model.shell.expert_counts
     worker = TorchWorker(model.shell, store, workspace)
     predictor = create_predictor(strategy.predictor, table)
-    return Sweeper(experts, policy, predictor, store.residency, compute, worker, plan.sequences)
+    return Sweeper(experts, policy, predictor, store.residency, compute, worker, plan.sequences, plan.scored_batches)
 
 
 def make_batches(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import cast
 
+import torch
+
 from klotski.core import Block
 from klotski.model import ExpertPhase, GenerationBatch, Shell, Workspace
 from klotski.pipeline import Batch
@@ -43,3 +45,12 @@ class TorchWorker:
         for batch in self._group:
             batch.answers = [next(answers) for _ in batch.calls]
         self._phase = None
+
+    def score(self, batches: Sequence[Batch]) -> None:
+        """Give each of these batches the scores of its next tokens."""
+        group = cast("Sequence[GenerationBatch]", batches)
+        asked = [batch.last for batch in group if batch.last is not None]
+        rows = [hidden.reshape(-1, hidden.shape[-1]) for hidden in asked]
+        scores = torch.split(self._shell.score(torch.cat(rows)), [len(each) for each in rows])
+        for batch, hidden, part in zip(group, asked, scores, strict=True):
+            batch.scores = part.view(*hidden.shape[:-1], -1)

@@ -59,10 +59,12 @@ class GenerationBatch(greenlet, Handover):
         self.requests = requests
         self.calls: Sequence[ExpertsCall] = ()
         self.answers: Sequence[torch.Tensor] = ()
+        self.last: torch.Tensor | None = None
+        self.scores: torch.Tensor | None = None
         self.is_prefilling = True
         self.output_tokens = 0
-        longest = max(len(request.prompt) for request in requests)
-        self._chunk = min(longest, max(1, prefill_tokens // len(requests)))
+        self._prompt = max(len(request.prompt) for request in requests)
+        self._chunk = min(self._prompt, max(1, prefill_tokens // len(requests)))
         self.tokens = len(requests) * self._chunk
         self._spares = keeps_all_tokens(model.config)
         self._seen = 0  # tokens of each sequence that went through the layers in earlier steps
@@ -83,6 +85,11 @@ class GenerationBatch(greenlet, Handover):
     def routing(self) -> Routing | None:
         """What it asks for, if it has stopped at a layer's experts."""
         return self._routing
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether it has stopped at the head."""
+        return self.last is not None
 
     @property
     def spared(self) -> int:
@@ -148,6 +155,17 @@ class GenerationBatch(greenlet, Handover):
         assert len(answers) == len(calls), "a batch was resumed before its experts were computed"
         self.calls, self._routing = (), None
         return answers
+
+    def ask_scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Stop at the head, with `last` for it; the pipeline leaves the answer in `scores`."""
+        if self._seen + self.tokens // len(self.requests) < self._prompt:  # nobody looks at what follows a piece
+            size = self._model.config.get_text_config().vocab_size
+            return hidden.new_zeros(()).expand(*hidden.shape[:-1], size)
+        self.last = hidden
+        self._stop()
+        scores, self.last, self.scores = self.scores, None, None
+        assert scores is not None, "a batch was resumed before its next tokens were scored"
+        return scores
 
     def step_taken(self, going: int) -> None:
         """Sequences still going have been given a token; from now on, one of each goes in at a time."""

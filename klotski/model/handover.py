@@ -1,6 +1,6 @@
-"""The two places where unmodified transformers code hands control back.
+"""The three places where unmodified transformers code hands control back.
 
-A forward pre-hook on every decoder layer, and the experts interface. Both find the batch (or the
+A forward pre-hook on every decoder layer, the experts interface, and the head. All find the batch (or the
 slice of one) that is running by the greenlet that it is, tell it where it stopped, and switch to the
 pipeline. When the pipeline resumes the batch, the model's own code goes on.
 """
@@ -32,16 +32,22 @@ class Handover:
         """Called at a layer's experts; returns the combined output [T, H] of each call."""
         raise NotImplementedError
 
+    def ask_scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Called at the head with the last tokens [..., H]; returns their scores [..., V]."""
+        raise NotImplementedError
+
 
 def register() -> None:
     """Make `EXPERTS_IMPLEMENTATION` known to transformers; has to come before a model is built."""
     ExpertsInterface.register(EXPERTS_IMPLEMENTATION, _experts_forward)
 
 
-def install(layers: Sequence[nn.Module]) -> None:
-    """Make a model's layers hand over to the greenlet that runs them."""
+def install(layers: Sequence[nn.Module], head: nn.Module | None) -> None:
+    """Make a model's layers and its head hand over to the greenlet that runs them."""
     for index, layer in enumerate(layers):
         layer.register_forward_pre_hook(partial(_before_layer, index), with_kwargs=True)
+    if head is not None:
+        head.forward = _head_forward
 
 
 def _before_layer(index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
@@ -49,6 +55,12 @@ def _before_layer(index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any
     assert isinstance(batch, Handover), "a streamed model runs inside a batch's coroutine only"
     hidden = args[0] if args else kwargs["hidden_states"]
     batch.enter_layer(index, hidden, kwargs.get("past_key_values"))
+
+
+def _head_forward(hidden: torch.Tensor) -> torch.Tensor:
+    batch = getcurrent()
+    assert isinstance(batch, Handover), "a streamed model runs inside a batch's coroutine only"
+    return batch.ask_scores(hidden)
 
 
 def _experts_forward(

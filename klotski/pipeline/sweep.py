@@ -1,8 +1,10 @@
 """The sweep: a group of batches goes through all layers, and each block comes by once.
 
 Layer by layer: every batch goes through attention and router on the dense part; then each expert
-is computed once over the tokens of all batches; then every batch leaves the layer. What is sent
-for first: experts that routers have asked for, then dense parts, then guesses at hot experts.
+is computed once over the tokens of all batches; then every batch leaves the layer. Behind the last
+one, the head scores the next tokens of several batches at once.
+
+What is sent for first: experts that routers have asked for, then dense parts, then guesses at hot experts.
 Each waits in a queue until a slot is free. Once all experts of a layer are on their way, the next
 layer's dense part and guesses follow.
 
@@ -65,8 +67,12 @@ class Batch(Protocol):
     def outlook(self) -> Sequence[float] | None:
         """At a layer's entry, tokens that its router would give each expert already; None: it was not asked."""
 
+    @property
+    def is_scoring(self) -> bool:
+        """Whether it has stopped behind the last layer, where its next tokens are to be scored."""
+
     def resume(self) -> None:
-        """Go on to the next stop: the layer's experts, the next layer, or the end."""
+        """Go on to the next stop: the layer's experts, the next layer, the head, or the end."""
 
 
 class Worker(Protocol):
@@ -84,12 +90,15 @@ class Worker(Protocol):
     def combine(self, layer: int) -> None:
         """Sum the experts' outputs and hand each batch its own."""
 
+    def score(self, batches: Sequence[Batch]) -> None:
+        """Give each of these batches the scores of its next tokens."""
+
 
 class Sweeper:
     """Drives groups through the layers, one sweep at a time.
 
     `experts`: how many each layer has, 0 for a layer without. `few`: tokens of a sweep that leaves the
-    memory of lent slots alone, at most.
+    memory of lent slots alone, at most. `scored`: batches whose next tokens are scored at once.
     """
 
     def __init__(
@@ -101,9 +110,11 @@ class Sweeper:
         compute: Lane,
         worker: Worker,
         few: int = 0,
+        scored: int = 1,
     ) -> None:
         self._experts = experts
         self._few = few
+        self._scored = scored
         self._policy = policy
         self._predictor = predictor
         self._residency = residency
@@ -127,6 +138,7 @@ class Sweeper:
             self._claimed -= lost
         for layer in range(len(self._experts)):
             self._layer(layer, group)
+        self._score([batch for batch in group if batch.is_scoring])
 
     def close(self) -> None:
         """Give back what was brought for a sweep that will not come, once it is here; another may begin afterwards."""
@@ -243,6 +255,15 @@ class Sweeper:
     def _finish(self, layer: int, batch: Batch) -> Event:
         operation = Operation(Compute.FINISH, layer, batch=batch.index, tokens=batch.tokens)
         return self._compute.submit(operation, batch.resume)
+
+    def _score(self, group: Sequence[Batch]) -> None:
+        """Let batches choose their next tokens; they come to the first layer again, or to their end."""
+        last = len(self._experts) - 1
+        for begin in range(0, len(group), self._scored):
+            batches = group[begin : begin + self._scored]
+            self._compute.submit(Operation(Compute.SCORE, last), partial(self._worker.score, batches))
+            for batch in batches:
+                self._compute.submit(Operation(Compute.SAMPLE, last, batch=batch.index), batch.resume)
 
     def _bring_ahead(self, layer: int) -> list[int]:
         """Send for a layer's dense part, and for the experts that the policy expects it to need; returns those."""

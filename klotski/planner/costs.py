@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from klotski.planner.demand import Demand, Group
 from klotski.planner.facts import ModelFacts
+from klotski.planner.memory import SCORED
 from klotski.planner.rates import NOMINAL, Rates
 from klotski.planner.streaming import Using
 
@@ -152,5 +153,6 @@ class Costs:
         return tokens * self.facts.expert_flops / self.rates.compute + count * turn
 
     def head(self, work: Work) -> float:
-        """Seconds in which the next tokens are chosen; its weights of two bytes each are read for every batch."""
-        return work.sampled * self.facts.head_flops / self.rates.compute + work.batches * self.facts.head_flops / MEMORY
+        """Seconds in which next tokens are scored; its weights, two bytes each, are read once for some batches."""
+        readings = min(work.batches, max(1.0, work.sampled / SCORED))
+        return work.sampled * self.facts.head_flops / self.rates.compute + readings * self.facts.head_flops / MEMORY

@@ -31,7 +31,8 @@ class ModelFacts:
     rows_bytes: int
     attention_bytes: int
     score_bytes: int
-    logits_bytes: int  # of a sequence that is given a token
+    scores_bytes: int  # of what the head gives a sequence, for all whose next tokens are scored at once
+    logits_bytes: int  # of what its batch makes of that, to choose a token by
     staging_bytes: int  # of the reader's buffers
     reads_whole_prompts: bool = False  # in one sweep; otherwise they may be cut into pieces
     spare_bytes: int = 0  # of `workspace_bytes`, what other tokens leave alone

@@ -8,10 +8,11 @@ from klotski.planner.facts import ModelFacts
 from klotski.planner.terms import Terms
 from klotski.units import format_size
 
-__all__ = ["DENSE_SLOTS", "Candidate", "in_flight", "lent_slots", "needed", "too_small"]
+__all__ = ["DENSE_SLOTS", "SCORED", "Candidate", "in_flight", "lent_slots", "needed", "scored_batches", "too_small"]
 
 DENSE_SLOTS = 2
 PAGE = 4096  # bytes
+SCORED = 128  # sequences whose next tokens are scored at once: more give the head's product no speed
 HEAP = 1.4  # bytes of the heap for each byte in use
 
 
@@ -50,8 +51,14 @@ def activation_bytes(facts: ModelFacts, group: Group, tokens: int, turn: int) ->
     turn = max(turn, group.batch_size)
     slice_tokens = min(turn, max(facts.slice_tokens, -(-turn // group.batch_size))) if facts.slice_tokens else turn
     at_work = slice_tokens * facts.attention_bytes + turn * group.longest * facts.score_bytes
-    logits = group.batch_size * facts.logits_bytes
+    scored = min(group.sequences, scored_batches(group.batch_size) * group.batch_size)
+    logits = scored * facts.scores_bytes + group.batch_size * facts.logits_bytes
     return int(HEAP * (max(at_work, logits) + tokens * facts.waiting_bytes))
+
+
+def scored_batches(batch_size: int) -> int:
+    """Batches of this size whose next tokens are scored at once."""
+    return max(1, SCORED // batch_size)
 
 
 def lent_slots(facts: ModelFacts, prefill_tokens: int) -> int:

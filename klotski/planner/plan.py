@@ -10,7 +10,7 @@ from typing import Any
 from klotski.core import Block
 from klotski.planner.conditions import Conditions, check_conditions
 from klotski.planner.costs import Forecast
-from klotski.planner.memory import DENSE_SLOTS, Candidate, in_flight, lent_slots, needed
+from klotski.planner.memory import DENSE_SLOTS, Candidate, in_flight, lent_slots, needed, scored_batches
 from klotski.planner.placement import choose_residents, placement_order, placement_reason
 from klotski.planner.rates import Rates
 from klotski.planner.search import Appraiser
@@ -37,6 +37,7 @@ class Plan:
     cached_slots: int  # of these, a cache: what experts stream through apart
     lent_slots: int  # for experts as well, in the workspace, while no prompts are read
     hot_experts: int
+    scored_batches: int  # whose next tokens are scored at once
     residents: tuple[Block, ...]
     residents_reason: str
     streamed_bytes: int  # that a sweep reads from disk: all blocks that do not stay, if it uses all
@@ -98,6 +99,7 @@ def make_plan(terms: Terms) -> Plan:
         cached_slots=cached,
         lent_slots=lent_slots(facts, best.prefill_tokens),
         hot_experts=min(wishes.hot_experts or max(facts.top_k, ahead), max(facts.expert_counts)),
+        scored_batches=scored_batches(best.batch_size),
         residents=stay,
         residents_reason=placement_reason(facts, wishes),
         streamed_bytes=sum(facts.stored_bytes[block] for block in facts.stored_bytes.keys() - set(stay)),

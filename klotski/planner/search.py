@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
-from klotski.core import OnDemand
+from klotski.core import OnDemand, Prefetch
 from klotski.planner.costs import BUSY_SLOTS, Costs, Forecast, Pace
 from klotski.planner.memory import Candidate, lent_slots, needed, too_small
 from klotski.planner.streaming import Streaming, Using
@@ -131,10 +131,15 @@ def prefills(terms: Terms, batch_size: int) -> list[int]:
 
 
 def slot_counts(terms: Terms) -> list[int]:
-    """Slots for experts to choose from, fewest first: as many as wished for, and no more than there are experts."""
+    """Slots for experts to choose from, fewest first: as many as wished for, and no more than there are experts.
+
+    A whole layer that is brought ahead has to find room.
+    """
+    experts = max(terms.facts.expert_counts)
     if wish := terms.wishes.expert_slots:
         counts = {wish}
+    elif terms.wishes.prefetch is Prefetch.layer:
+        counts = {max(BUSY_SLOTS, experts)}
     else:
-        experts = max(terms.facts.expert_counts)
         counts = {BUSY_SLOTS + -(-experts * part // 32) for part in SLOT_SHARES}
     return sorted({min(count, max(BUSY_SLOTS, terms.facts.num_experts)) for count in counts})

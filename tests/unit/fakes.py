@@ -13,6 +13,7 @@ from klotski.pipeline import Batch
 from klotski.weights.residency import Bring, Residency, SlotKind
 
 __all__ = [
+    "BEHIND",
     "CheckingWorker",
     "Counts",
     "Entry",
@@ -24,6 +25,9 @@ __all__ = [
     "examples",
     "ticks",
 ]
+
+BEHIND = 1000
+"""The layer of entries that come after all layers."""
 
 Counts = tuple[int, ...] | None
 """Tokens for each expert of a layer; None where the layer has no experts."""
@@ -121,7 +125,7 @@ class FakeBatch:
     """Asks for what it is told to, step by step and layer by layer; a generator is its coroutine.
 
     `prompt`: tokens of each step that reads a piece of the prompt, the last of which gives the first
-    output token.
+    output token, for which it stops at the head.
     """
 
     def __init__(
@@ -132,6 +136,7 @@ class FakeBatch:
         prompt: Sequence[int] = (7,),
     ) -> None:
         self.index = index
+        self.is_scoring = False
         self.is_finished = False
         self.is_prefilling = True
         self.tokens = prompt[0]
@@ -161,6 +166,11 @@ class FakeBatch:
                     self.routing = None
                     self._visit(Entry("finish", layer, batch=self.index))
             self.is_prefilling = number < len(self._prompt)
+            if not self.is_prefilling:
+                self.is_scoring = True
+                yield
+                self.is_scoring = False
+                self._visit(Entry("sample", BEHIND, batch=self.index))
             self.tokens = self._prompt[number] if self.is_prefilling else 1
             self.output_tokens += not self.is_prefilling
             self.cache_bytes += 10
@@ -295,3 +305,7 @@ class CheckingWorker:
     def combine(self, layer: int) -> None:
         self._store.need_lent(is_needed=False)
         self._log.append(Entry("combine", layer))
+
+    def score(self, batches: Sequence[Batch]) -> None:
+        assert all(batch.is_scoring for batch in batches)
+        self._log.append(Entry("score", BEHIND, batch=len(batches)))

@@ -56,6 +56,8 @@ def test_memory_for_tokens_in_flight_is_that_of_the_fullest_sweep(question: Ques
     at_work = min(turn, facts.slice_tokens or turn) * facts.attention_bytes
     assert plan.memory["activations"] >= at_work + turn * question.demand.longest * facts.score_bytes
     assert plan.memory["activations"] >= min(plan.batch_size, plan.sequences) * facts.logits_bytes
+    at_once = min(plan.scored_batches * plan.batch_size, plan.sequences)
+    assert plan.memory["activations"] >= at_once * facts.scores_bytes
 
 
 @given(QUESTIONS, SHARES)

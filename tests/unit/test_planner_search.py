@@ -40,7 +40,8 @@ def shape(
         attention_bytes=16 * hidden,
         score_bytes=3,
         slice_tokens=512,
-        logits_bytes=8 * vocab,
+        scores_bytes=2 * vocab,
+        logits_bytes=6 * vocab,
         staging_bytes=64 << 20,
         dense_flops=2 * sum(dense),
         expert_flops=2 * top_k * expert * sum(count > 0 for count in experts),
@@ -124,6 +125,13 @@ def test_a_sweep_that_fetches_blocks_at_their_turn_takes_the_sum() -> None:
         assert total == pytest.approx(disk + arithmetic)
     total, disk, arithmetic = seconds(True, 4)
     assert max(disk, arithmetic) <= total < disk + arithmetic
+
+
+def test_a_whole_layer_that_is_brought_ahead_finds_room() -> None:
+    question = Question(model(experts=(8, 8)), Demand([(8, 8)] * 4), Wishes(prefetch=Prefetch.layer))
+    assert question.plan(question.budget(0)).expert_slots == 8
+    fixed = replace(question, wishes=question.wishes._replace(expert_slots=3))
+    assert fixed.plan(fixed.budget(0)).expert_slots == 3
 
 
 def test_fetching_at_the_turn_and_fetching_whole_layers_is_expected_to_be_slower() -> None:

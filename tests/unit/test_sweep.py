@@ -30,7 +30,18 @@ from klotski.core import (
 from klotski.lanes import Clock, Event, InlineLane, Lane, ThreadLane
 from klotski.pipeline import Policy, Predictor, RoutingTable, Sweeper, create_predictor, run_group
 from klotski.weights.residency import Residency, SlotKind
-from tests.unit.fakes import CheckingWorker, Counts, Entry, FakeBatch, FakeStore, LateLane, Sink, examples, ticks
+from tests.unit.fakes import (
+    BEHIND,
+    CheckingWorker,
+    Counts,
+    Entry,
+    FakeBatch,
+    FakeStore,
+    LateLane,
+    Sink,
+    examples,
+    ticks,
+)
 
 SWITCHES = [
     (prefetch, on_demand, order)
@@ -58,6 +69,7 @@ class Scenario:
     expert_slots: int = 2
     lent_slots: int = 0
     few: int = 0  # tokens of a sweep that leaves them alone
+    scored: int = 2
     residents: frozenset[Block] = frozenset()
     cache: Residents = Residents.none
     prediction: Prediction = Prediction.popularity
@@ -94,6 +106,17 @@ class Story:
         assert not sweeps[-1], "something was computed after the last sweep"
         return sweeps[:-1]
 
+    def sampled(self, sweep: int) -> list[tuple[int, ...]]:
+        """The batches that chose tokens in a sweep, those together that were scored at once."""
+        behind = iter([entry for entry in self.sweeps()[sweep] if entry.layer == BEHIND])
+        together = []
+        for entry in behind:
+            assert entry.what == "score"
+            samples = [next(behind) for _ in range(entry.batch)]
+            assert all(sample.what == "sample" for sample in samples)
+            together.append(tuple(sample.batch for sample in samples))
+        return together
+
     def groups(self) -> list[list[int]]:
         """The batches of each sweep, in order."""
         return [[entry.batch for entry in sweep if entry[:2] == ("attention", 0)] for sweep in self.sweeps()]
@@ -122,7 +145,8 @@ def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callab
     store = FakeStore(slots, scenario.residents, disk, story.log, pause, scenario.lent_slots, scenario.cache)
 
     def visit(entry: Entry) -> None:
-        store.use(Block(entry.layer))  # a batch leaves the layer on the dense part, too
+        if entry.layer != BEHIND:
+            store.use(Block(entry.layer))  # a batch leaves the layer on the dense part, too
         story.log.append(entry)
 
     def on_sweep(report: SweepReport) -> None:
@@ -138,6 +162,7 @@ def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callab
         compute,
         CheckingWorker(store, story.log, scenario.few),
         scenario.few,
+        scenario.scored,
     )
     story.batches = [
         FakeBatch(index, steps, visit, scenario.prompt(index)) for index, steps in enumerate(scenario.batches)
@@ -252,7 +277,10 @@ def check_group(scenario: Scenario, story: Story) -> None:
             assert prefill
             assert sum(prefill.values()) + scenario.prompt(waiting)[0] > scenario.prefill_tokens
         taken.update(group)
-        given = sum(taken[batch] >= len(scenario.prompt(batch)) for batch in group)
+        given = len(scored := [batch for batch in group if taken[batch] >= len(scenario.prompt(batch))])
+        assert story.sampled(index) == [
+            tuple(scored[begin : begin + scenario.scored]) for begin in range(0, given, scenario.scored)
+        ], "not scored at once, or out of order"
         assert (report.index, report.batches, report.output_tokens) == (index, len(group), given)
         assert report.cache_bytes == sum(10 * taken[batch] for batch in group)
         assert (report.prefill_tokens, report.decode_tokens) == (sum(prefill.values()), len(group) - len(prefill))
@@ -328,6 +356,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         expert_slots=draw(st.integers(1, 6)),
         lent_slots=draw(st.integers(0, 4)),
         few=draw(st.sampled_from([0, 2, 4, 10, 1000])),
+        scored=draw(st.integers(1, 4)),
         cache=draw(st.sampled_from([Residents.none, Residents.lru, Residents.lfu])),
         prediction=draw(st.sampled_from(list(Prediction))),
         late=tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))),

@@ -349,6 +349,7 @@ FACTS = ModelFacts(
     rows_bytes=0,
     attention_bytes=0,
     score_bytes=0,
+    scores_bytes=0,
     logits_bytes=0,
     staging_bytes=0,
     dense_flops=10,
