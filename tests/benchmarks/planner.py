@@ -1,9 +1,9 @@
 """`make bench-planner`: what the planner chooses, against every other choice, measured.
 
     python -m tests.benchmarks.planner [--models few-large many-small] [--budgets 2950MiB 2000MiB]
-        [--n 1 2 4 8 15] [--sizes 8 16 32 64 128] [--requests 128] [--repetitions 1] [--patience 1.2]
+        [--n 1 2 4 8] [--sizes 8 16 32 64] [--requests 64] [--repetitions 1] [--patience 1.2]
 
-One workload for all: 128 requests of 64 tokens in and 8 out, under a hard limit of 3 GiB, from a cold cache, as
+One workload for all: 64 requests of 64 tokens in and 8 out, under a hard limit of 3 GiB, from a cold cache, as
 in `bench`. For each model and budget the planner's own run comes first, then the grid of n and batch size; all
 else is planned as ever, so that each cell is the best that its n and batch size allow. A cell whose last batch
 would be empty is the same as one with a smaller n, and is left out. Nothing is learned from earlier runs.
@@ -130,9 +130,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--budgets", nargs="*", default=["2950MiB", "2000MiB"])
-    parser.add_argument("--n", nargs="*", type=int, default=[1, 2, 4, 8, 15])
-    parser.add_argument("--sizes", nargs="*", type=int, default=[8, 16, 32, 64, 128], help="of batches")
-    parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--n", nargs="*", type=int, default=[1, 2, 4, 8])
+    parser.add_argument("--sizes", nargs="*", type=int, default=[8, 16, 32, 64], help="of batches")
+    parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--patience", type=float, default=1.2, help="seconds for a cell, in those of the planner's run")
     parser.add_argument("--repetitions", type=int, default=1)
     chosen = parser.parse_args()
