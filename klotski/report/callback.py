@@ -2,7 +2,7 @@
 
 Hydra calls `on_multirun_end` when every job has come to an end, also to a refusal, which the command
 tells and leaves behind. A fault of ours, or Ctrl-C, ends the sweep without this call: `klotski-report`
-makes the same table, then and at any time, from what is there.
+makes the same, then and at any time, from what is there.
 """
 
 import logging
@@ -20,20 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 class SweepTable(Callback):
-    """Ends every sweep in a table, `results.csv` and `results.jsonl`."""
+    """Ends every sweep in a table, `results.csv`, `results.jsonl`, and plots."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """All jobs have ended."""
-        from klotski.report.files import open_folder, write_rows
-        from klotski.report.rows import collect
-        from klotski.report.table import print_table
+        from klotski.report.making import make_report
 
-        folder = Path(config.hydra.sweep.dir)
         try:
-            rows = collect([folder])
-            print_table(rows)
-            files = write_rows(rows, open_folder(folder))
-            print(f"files     {folder}: {', '.join(file.name for file in files)}")
-            print(f"plots     klotski-report {folder}")
+            make_report([Path(config.hydra.sweep.dir)])
         except KlotskiError as error:  # what the jobs did is in their folders
             logger.error("%s", error)

@@ -32,11 +32,14 @@ FIGURES = (
     "decode_tokens_per_second",
     "bound.resource",
     "bound.efficiency",
+    "bound.sweeps.disk.busy",
+    "bound.sweeps.compute.bubble",
     "bubble_fraction",
     "bytes_moved.disk",
     DISK_BUSY,
     "prefetch.hit_rate",
     "prefetch.among_hottest",
+    "prefetch.first_sweep.among_hottest",
     "peak_memory.process",
     "plan.n_batches",
     "plan.batch_size",
@@ -47,7 +50,11 @@ FIGURES = (
 a request was on its way, with all that shared its group's sweeps.
 """
 
-SHARES = {"prefetch.hit_rate": "prefetch.requested", "prefetch.among_hottest": "prefetch.named"}
+SHARES = {
+    "prefetch.hit_rate": "prefetch.requested",
+    "prefetch.among_hottest": "prefetch.named",
+    "prefetch.first_sweep.among_hottest": "prefetch.first_sweep.named",
+}
 """Shares of what there was none of say nothing."""
 PROMISED = sorted({path.partition(".")[0] for path in FIGURES} - {DISK_BUSY.partition(".")[0], GROUP_SECONDS})
 """What every run's `metrics.json` has."""
