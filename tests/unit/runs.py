@@ -39,7 +39,15 @@ METRICS: dict[str, Any] = {
     "bytes_moved": {"disk": 1_000_000},
     "lane_busy_seconds": {"disk": 2.0, "compute": 4.0},
     "bubble_fraction": 0.1,
-    "bound": {"resource": "disk", "seconds": 2.5, "efficiency": 0.5},
+    "bound": {
+        "resource": "disk",
+        "seconds": 2.5,
+        "efficiency": 0.5,
+        "sweeps": {
+            "compute": {"count": 1, "elapsed_time": 1.0, "busy": 0.9, "bubble": 0.1},
+            "disk": {"count": 9, "elapsed_time": 4.0, "busy": 0.5, "bubble": 0.1},
+        },
+    },
     "peak_memory": {"process": 500_000_000},
     "prefetch": {
         "requested": 20,
@@ -47,6 +55,7 @@ METRICS: dict[str, Any] = {
         "hit_rate": 0.9,
         "named": 20,
         "among_hottest": 0.75,
+        "first_sweep": {"requested": 2, "used": 1, "hit_rate": 0.5, "named": 2, "among_hottest": 0.5},
         "layers": [
             {"layer": 0, "requested": 0, "used": 0, "named": 0, "among_hottest": 0.0},
             {"layer": 1, "requested": 10, "used": 8, "named": 10, "among_hottest": 0.7},
