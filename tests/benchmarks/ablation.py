@@ -24,9 +24,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.bench import OUTPUTS, RUNS, klotski, lengths
 from tests.benchmarks.ledger import Made, make_all
-from tests.benchmarks.models import MODELS, folder_of, make
+from tests.benchmarks.runs import OUTPUTS, klotski, lengths, options, read_options
 
 RUNS_MADE = OUTPUTS / "bench-ablation.jsonl"
 TOKENS = (64, 32)  # in and out
@@ -55,10 +54,10 @@ class Job(NamedTuple):
     repetition: int
 
 
-def jobs(options: argparse.Namespace) -> Iterator[Job]:
+def jobs(chosen: argparse.Namespace) -> Iterator[Job]:
     """Repetitions last, because machines are shared."""
-    for repetition, model, strategy in product(range(options.repetitions), options.models, [*STEPS, *RIVALS]):
-        yield Job(model, strategy, 1 if strategy in OF_ONE_BATCH else options.n, repetition)
+    for repetition, model, strategy in product(range(chosen.repetitions), chosen.models, [*STEPS, *RIVALS]):
+        yield Job(model, strategy, 1 if strategy in OF_ONE_BATCH else chosen.n, repetition)
 
 
 def run(job: Job, _: Made) -> dict[str, Any]:
@@ -143,12 +142,6 @@ def text(value: float | None, form: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser = options(__doc__, repetitions=3)
     parser.add_argument("--n", type=int, default=8, help="batches that share each block's arrival")
-    parser.add_argument("--repetitions", type=int, default=3)
-    chosen = parser.parse_args()
-    for name in chosen.models:
-        make(name, folder_of(name))
-    RUNS.mkdir(parents=True, exist_ok=True)
-    show(list(rows(make_all(RUNS_MADE, jobs(chosen), run))))
+    show(list(rows(make_all(RUNS_MADE, jobs(read_options(parser)), run))))

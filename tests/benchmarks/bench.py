@@ -40,15 +40,11 @@ What this machine of two cores cannot show, reasoned through:
 
 import argparse
 import json
-import os
 import random
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from statistics import median
-from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -56,44 +52,12 @@ from rich.table import Table
 
 from klotski.weights.requests import REQUEST
 from tests.benchmarks.accelerate_baseline import PREPARED_FILE
-from tests.benchmarks.models import MODELS, folder_of, make
+from tests.benchmarks.models import folder_of
+from tests.benchmarks.runs import OUTPUTS, KilledError, klotski, lengths, limited, options, read_options
 
-LIMIT = "3GiB"
-BUDGET = "2950MiB"  # of the limit; the rest is the page cache's, for the interpreter's own files
-OUTPUTS = Path(__file__).parents[2] / "outputs"
-RUNS = OUTPUTS / "bench"
-STOPPED = 124  # the status by which `timeout` says that it stopped a process
 RIVAL_SETTINGS = {"GOMP_SPINCOUNT": "50000", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16"}  # see accelerate_baseline
 
 Figures = dict[str, float]
-
-
-class KilledError(Exception):
-    """A process went over its limit, or failed."""
-
-
-class SlowError(KilledError):
-    """A process was stopped, because it took longer than it may."""
-
-
-def klotski(model: str, *overrides: str, budget: str = BUDGET, patience: float | None = None) -> dict[str, Any]:
-    """The metrics of one run of ours. `patience`: seconds that it may take."""
-    folder = RUNS / "run"
-    shutil.rmtree(folder, ignore_errors=True)
-    settings = ["model=custom", f"model.path={folder_of(model)}", f"hw.device_memory={budget}", "workload=synthetic"]
-    settings += ["history=none"]  # what one row learns is not to help another
-    limited("-m", "klotski", *settings, *overrides, f"hydra.run.dir={folder}", patience=patience)
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    return metrics
-
-
-def lengths(requests: int, tokens_in: int, tokens_out: int) -> list[str]:
-    """A synthetic workload."""
-    return [
-        f"workload.num_requests={requests}",
-        f"workload.input_tokens={tokens_in}",
-        f"workload.output_tokens={tokens_out}",
-    ]
 
 
 def accelerate(model: str, batch_size: int, steps: int | None) -> dict[str, Any]:
@@ -110,22 +74,6 @@ def accelerate(model: str, batch_size: int, steps: int | None) -> dict[str, Any]
     return result
 
 
-def limited(*arguments: str, settings: Mapping[str, str] = MappingProxyType({}), patience: float | None = None) -> str:
-    """What a Python process under the limit says on standard output.
-
-    Raises:
-        KilledError: it ended with another status than 0; SlowError: because it took more seconds than `patience`.
-    """
-    watch = ["timeout", f"{patience:.1f}"] if patience else []
-    command = [sys.executable, "-m", "tests.benchmarks.limited", LIMIT, *watch, sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
-    if done.returncode == STOPPED:
-        raise SlowError(f"stopped after {patience:.1f} s")
-    if done.returncode:
-        raise KilledError(f"status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
-    return done.stdout
-
-
 def fio(model: str) -> float:
     """Bytes a second that fio reads of a checkpoint, in requests as large as ours, past the page cache."""
     shard = max(folder_of(model).glob("*.safetensors"), key=lambda file: file.stat().st_size)
@@ -137,7 +85,7 @@ def fio(model: str) -> float:
     return rate
 
 
-def decode(model: str, options: argparse.Namespace) -> Figures:
+def decode(model: str, chosen: argparse.Namespace) -> Figures:
     """64 in, 64 out, as planned, against Accelerate at its best: nearness to the bound, and what the disk gave."""
     before = fio(model)
     ours = klotski(model, *lengths(REQUESTS[model], 64, 64))
@@ -147,7 +95,7 @@ def decode(model: str, options: argparse.Namespace) -> Figures:
         "fio": rate,
         "bytes_to_plan": ours["bytes_per_sweep"]["disk"] / ours["plan"]["streamed_bytes"],
     }
-    return versus(ours, accelerate(model, BEST_BATCH[model], options.rival_steps)) | disk
+    return versus(ours, accelerate(model, BEST_BATCH[model], chosen.rival_steps)) | disk
 
 
 def prefill(model: str, _: argparse.Namespace) -> Figures:
@@ -155,10 +103,10 @@ def prefill(model: str, _: argparse.Namespace) -> Figures:
     return common(klotski(model, *lengths(64, 512, 8)))
 
 
-def equal(model: str, options: argparse.Namespace) -> Figures:
+def equal(model: str, chosen: argparse.Namespace) -> Figures:
     """Batches of 16, ours with n = 8, against Accelerate's one."""
     ours = klotski(model, *lengths(128, 64, 64), "pipeline.batch_size=16", "pipeline.n_batches=8")
-    return versus(ours, accelerate(model, 16, options.rival_steps))
+    return versus(ours, accelerate(model, 16, chosen.rival_steps))
 
 
 def scale(model: str, _: argparse.Namespace) -> Figures:
@@ -187,11 +135,11 @@ def telemetry(model: str, _: argparse.Namespace) -> Figures:
     return {"seconds": seconds["true"] / 2, "cost": seconds["true"] / seconds["false"] - 1}
 
 
-def random_workloads(model: str, options: argparse.Namespace) -> Figures:
+def random_workloads(model: str, chosen: argparse.Namespace) -> Figures:
     """Workloads and budgets at random: none may be killed, and no peak may be above its budget."""
-    rng = random.Random(f"{model} {options.seed}")
+    rng = random.Random(f"{model} {chosen.seed}")
     peaks, refused = [], 0
-    for _ in range(options.workloads):
+    for _ in range(chosen.workloads):
         budget = rng.randrange(900, 2950)
         workload = lengths(rng.randrange(1, 97), rng.randrange(1, 300), rng.randrange(1, 7))
         try:
@@ -244,13 +192,13 @@ ROWS: dict[str, Callable[[str, argparse.Namespace], Figures]] = {
 }
 
 
-def measure(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All rows: the median of each figure, and its range."""
     found: dict[tuple[str, str], list[Figures]] = {}
-    for repetition in range(options.repetitions):
-        for row in options.rows or ROWS:
-            for model in options.models:
-                figures = ROWS[row](model, options)
+    for repetition in range(chosen.repetitions):
+        for row in chosen.rows or ROWS:
+            for model in chosen.models:
+                figures = ROWS[row](model, chosen)
                 found.setdefault((row, model), []).append(figures)
                 print(f"{repetition + 1} {row} {model}: {json.dumps(figures)}", file=sys.stderr, flush=True)
     for (row, model), repetitions in found.items():
@@ -268,18 +216,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = options(__doc__, repetitions=3)
     parser.add_argument("rows", nargs="*", choices=[*ROWS, []])
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--models", nargs="*", default=list(MODELS))
     parser.add_argument("--rival-steps", type=int, help="output tokens of the rival; the others like these")
     parser.add_argument("--workloads", type=int, default=10, help="random workloads for each model and repetition")
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
-    for name in chosen.models:
-        make(name, folder_of(name))
-    RUNS.mkdir(parents=True, exist_ok=True)
-    results = list(measure(chosen))
+    results = list(measure(read_options(parser)))
     with (OUTPUTS / "bench.jsonl").open("a") as lines:
         lines.writelines(json.dumps(result) + "\n" for result in results)
     show(results)

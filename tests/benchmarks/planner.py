@@ -28,9 +28,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks.bench import OUTPUTS, RUNS, KilledError, SlowError, klotski, lengths
 from tests.benchmarks.ledger import Made, make_all
-from tests.benchmarks.models import MODELS, folder_of, make
+from tests.benchmarks.runs import OUTPUTS, KilledError, SlowError, klotski, lengths, options, read_options
 
 CELLS = OUTPUTS / "bench-planner.jsonl"
 PLANNED = (0, 0)  # n and batch size of the planner's own run
@@ -48,13 +47,13 @@ class Cell(NamedTuple):
     repetition: int
 
 
-def cells(options: argparse.Namespace) -> Iterator[Cell]:
+def cells(chosen: argparse.Namespace) -> Iterator[Cell]:
     """Repetitions last, and models in turn, because machines are shared; large groups first."""
-    grid = sorted(product(options.n, options.sizes), key=lambda pair: -pair[0] * pair[1])
-    different = [(n, size) for n, size in grid if n == 1 or (n - 1) * size < options.requests]
-    for repetition in range(options.repetitions):
-        for (n, size), budget, model in product([PLANNED, *different], options.budgets, options.models):
-            yield Cell(model, budget, options.requests, n, size, repetition)
+    grid = sorted(product(chosen.n, chosen.sizes), key=lambda pair: -pair[0] * pair[1])
+    different = [(n, size) for n, size in grid if n == 1 or (n - 1) * size < chosen.requests]
+    for repetition in range(chosen.repetitions):
+        for (n, size), budget, model in product([PLANNED, *different], chosen.budgets, chosen.models):
+            yield Cell(model, budget, chosen.requests, n, size, repetition)
 
 
 def run(cell: Cell, made: Made, patience: float) -> dict[str, Any]:
@@ -127,16 +126,11 @@ def show(found: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="*", default=list(MODELS), choices=list(MODELS))
+    parser = options(__doc__, repetitions=1)
     parser.add_argument("--budgets", nargs="*", default=["2950MiB", "2000MiB"])
     parser.add_argument("--n", nargs="*", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--sizes", nargs="*", type=int, default=[8, 16, 32, 64], help="of batches")
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--patience", type=float, default=1.2, help="seconds for a cell, in those of the planner's run")
-    parser.add_argument("--repetitions", type=int, default=1)
-    chosen = parser.parse_args()
-    for name in chosen.models:
-        make(name, folder_of(name))
-    RUNS.mkdir(parents=True, exist_ok=True)
+    chosen = read_options(parser)
     show(list(rows(make_all(CELLS, cells(chosen), partial(run, patience=chosen.patience)))))
