@@ -200,7 +200,7 @@ class Order(Enum):
 
 
 class Prediction(Enum):
-    """Who says which experts of a layer will be hot; see `pipeline/predictor.py`."""
+    """Who says which experts of a layer will be hot; see `pipeline/predictors.py`."""
 
     correlation = "correlation"
     lookahead = "lookahead"

@@ -6,7 +6,7 @@ far. `random` and `none` are there to be compared with.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 
 import numpy as np
@@ -23,8 +23,8 @@ class Predictor(ABC):
     def __init__(self, table: RoutingTable) -> None:
         self.table = table
 
-    def observe(self, layer: int, routings: Sequence[Routing]) -> None:
-        """Learn what the routers of a layer said of each batch of the group."""
+    def observe(self, layer: int, routings: Mapping[int, Routing]) -> None:
+        """Learn what the routers of a layer said of each batch of the group, by the batch's index."""
         self.table.observe(layer, routings)
 
     def foresee(self, layer: int, outlooks: Sequence[Sequence[float] | None]) -> None:  # noqa: B027  (most cannot)
@@ -77,7 +77,7 @@ class Chance(Predictor):
         self._random = Random(0)
         self._scores = [[self._random.random() for _ in range(count)] for count in table.experts]
 
-    def observe(self, layer: int, routings: Sequence[Routing]) -> None:
+    def observe(self, layer: int, routings: Mapping[int, Routing]) -> None:
         """Draw again, for the layer's next time."""
         super().observe(layer, routings)
         self._scores[layer] = [self._random.random() for _ in self._scores[layer]]

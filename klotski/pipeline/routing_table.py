@@ -3,10 +3,15 @@
 The paper's table (section 6): for each layer, how often a token that used expert i in the layer
 before used expert j in this one. Each token of a group votes with its rows; the experts with most
 votes are hot. The table learns from every sweep, and may begin with what earlier runs have learned.
+
+Two things are otherwise than in the paper. What comes before the first layer is the last one, where the
+sequence's token before this one went through. And a token's rows do not add up, each a guess of its own:
+they are evidence. Each says how much likelier than usual expert j is after i; what is usual is what this
+group did in its last sweeps. So a group that favours some experts is known to, whatever its rows say of
+others that came before it, and the rows of a token that used two experts say more than either.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,10 +21,12 @@ from klotski.core import Routing
 
 __all__ = ["RoutingTable"]
 
-RECENT = 0.9  # of a share that weighs in the next one, sweep by sweep
+RECENT = 0.95  # of a share that weighs in the next one, sweep by sweep
 LASTING = 0.97  # likewise of the pairs: far more numbers to learn, from the same tokens
-DOUBT = 0.1  # of a sweep's tokens, that a row has to have seen to count as much as the layer's shares
+DOUBT = 0.3  # of a sweep's pairs, that a row has to have seen to count as much as what is usual
 SEEN = 1024  # tokens of a batch whose pairs are counted, at most; a prompt's neighbours add little
+VOTERS = 256  # tokens of a group, at most: more would name the same experts
+RARE = 1e-6  # a share that is not quite nothing
 
 Counts = NDArray[np.float64]
 
@@ -28,39 +35,35 @@ class RoutingTable:
     """What was seen of each layer, `experts` in each, 0 for a layer without.
 
     `shares[l]` [E]: each expert's share of a sweep's tokens, discounted and summed. `pairs[l]`
-    [E before, E]: the share that used i in the layer with experts before, and j in this one, likewise;
-    for the first such layer [0, E]. (Shares, so that one prompt does not outweigh all that follows it.)
+    [E before, E]: the share that used i in the layer with experts before, and j in this one, likewise; for
+    the first such layer, in the last one of the sweep before. (Shares, so that one prompt does not outweigh
+    all that follows it.)
     `tokens[l]` [E]: in this run, plainly counted.
     """
 
     def __init__(self, experts: Sequence[int]) -> None:
         self.experts = list(experts)
         layers = [layer for layer, count in enumerate(experts) if count]
-        self._before = {layer: before for before, layer in pairwise(layers)}
+        self._before = dict(zip(layers, layers[-1:] + layers[:-1], strict=True))
         self.shares = [np.zeros(count) for count in experts]
-        self.pairs = [
-            np.zeros((experts[self._before[layer]] if layer in self._before else 0, count))
-            for layer, count in enumerate(experts)
-        ]
+        self.pairs = [np.zeros((experts[self._before.get(layer, layer)], count)) for layer, count in enumerate(experts)]
         self.tokens = [np.zeros(count, dtype=np.int64) for count in experts]
         self._top_k = 1
         self._steady = [0.0] * len(self.experts)  # of the hottest of one sweep, how many are in the next, summed
         self._sights = [0] * len(self.experts)
         self._hottest: list[set[int]] = [set()] * len(self.experts)
-        self._latest: list[Counts] = [np.zeros(count) for count in experts]
-        self._choices: dict[int, list[NDArray[Any]]] = {}  # [T, K] of each batch, of the layer seen last
+        self._choices: dict[int, dict[int, NDArray[Any]]] = {}  # [T, K] of each batch, of the layer seen last
 
-    def observe(self, layer: int, routings: Sequence[Routing]) -> None:
-        """Learn what the routers of a layer said of each batch of the group; batches come in the same order."""
-        counts = np.sum([routing.counts for routing in routings], axis=0)
+    def observe(self, layer: int, routings: Mapping[int, Routing]) -> None:
+        """Learn what the routers of a layer said of each batch of the group, by the batch's index."""
+        counts = np.sum([routing.counts for routing in routings.values()], axis=0)
         self.shares[layer] = RECENT * self.shares[layer] + counts / max(1, counts.sum())
         self.tokens[layer] += counts
-        self._latest[layer] = counts.astype(float)
-        choices = [sample(routing.choices) for routing in routings if routing.choices is not None]
+        choices = {batch: sample(routing.choices) for batch, routing in routings.items() if routing.choices is not None}
         self._learn_pairs(layer, choices)
         self._choices = {layer: choices}
-        self._top_k = choices[0].shape[1] if choices else 1
-        self._note_hottest(layer)
+        self._top_k = next((each.shape[1] for each in choices.values()), 1)
+        self._note_hottest(layer, counts)
 
     def popularity(self, layer: int) -> Counts:
         """Each expert's share of a layer's tokens so far, the recent past weighing more."""
@@ -68,12 +71,19 @@ class RoutingTable:
 
     def votes(self, layer: int) -> Counts:
         """Tokens that each expert of a layer may expect, by what the group's tokens used in the layer before."""
-        if layer not in self._before:
+        before = self._choices_before(layer)
+        if not before:
             return self.popularity(layer)
-        seen = self.pairs[layer]
-        shares = self.shares[layer] / max(self.shares[layer].sum(), 1e-9)
-        rows = (seen + DOUBT * shares) / (seen.sum(axis=1, keepdims=True) + DOUBT)
-        votes: Counts = self._latest[self._before[layer]] @ rows
+        tokens = np.concatenate(list(before.values()))
+        voters = tokens[:: -(-len(tokens) // VOTERS)]
+        usual = np.maximum(self.shares[layer] / max(self.shares[layer].sum(), RARE), RARE)
+        beliefs = np.tile(np.log(usual), (len(voters), 1))  # [T, E]
+        evidence = np.log(self._lift(layer))
+        for rank in range(voters.shape[1]):
+            beliefs += evidence[voters[:, rank]]
+        beliefs = np.exp(beliefs - beliefs.max(axis=1, keepdims=True))
+        beliefs /= beliefs.sum(axis=1, keepdims=True)
+        votes: Counts = beliefs.sum(axis=0) * (self._top_k * len(tokens) / len(voters))
         return votes
 
     def summary(self) -> dict[str, Any]:
@@ -99,22 +109,34 @@ class RoutingTable:
         self.pairs = [arrays[f"pairs_{layer}"].copy() for layer in range(len(self.experts))]
         return True
 
+    def _choices_before(self, layer: int) -> Mapping[int, NDArray[Any]]:
+        """What each batch chose in the layer before, if that was the one seen last."""
+        return self._choices.get(self._before.get(layer, layer), {})
+
+    def _lift(self, layer: int) -> Counts:
+        """How much likelier than after any expert each of a layer is after each of the layer before: [E before, E]."""
+        seen = self.pairs[layer]
+        after_any = np.maximum(seen.sum(axis=0) / max(seen.sum(), RARE), RARE)
+        rows = (seen + DOUBT * after_any) / (seen.sum(axis=1, keepdims=True) + DOUBT)
+        lift: Counts = rows / after_any
+        return lift
+
     def _stability(self) -> list[float | None]:
         """For each layer, of one sweep's hottest experts the share that is among the next one's; None: not known."""
         seen = zip(self._steady, self._sights, strict=True)
         return [steady / (sights - 1) if sights > 1 else None for steady, sights in seen]
 
-    def _learn_pairs(self, layer: int, choices: Sequence[NDArray[Any]]) -> None:
-        before = self._choices.get(self._before.get(layer, -1), [])
+    def _learn_pairs(self, layer: int, choices: Mapping[int, NDArray[Any]]) -> None:
+        before = self._choices_before(layer)
         # Of a prompt, the last layer sees the last tokens alone.
-        couples = [pair for pair in zip(before, choices, strict=False) if len(pair[0]) == len(pair[1])]
-        if couples:
-            former, latter = (np.concatenate(each) for each in zip(*couples, strict=True))
+        both = [batch for batch in choices if batch in before and len(before[batch]) == len(choices[batch])]
+        if both:
+            former, latter = (np.concatenate([each[batch] for batch in both]) for each in (before, choices))
             counts = count_pairs(former, latter, self.pairs[layer].shape)
             self.pairs[layer] = LASTING * self.pairs[layer] + counts / len(former)
 
-    def _note_hottest(self, layer: int) -> None:
-        hottest = set(np.argsort(-self._latest[layer], kind="stable")[: self._top_k].tolist())
+    def _note_hottest(self, layer: int, counts: NDArray[Any]) -> None:
+        hottest = set(np.argsort(-counts, kind="stable")[: self._top_k].tolist())
         if self._sights[layer]:
             self._steady[layer] += len(hottest & self._hottest[layer]) / self._top_k
         self._hottest[layer] = hottest

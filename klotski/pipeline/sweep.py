@@ -170,7 +170,8 @@ class Sweeper:
         """The batches' passes, and the tokens of each expert over all of them (None: no experts)."""
         after = self._residency.arrival(Block(layer))
         totals = [0] * self._experts[layer]
-        uses, routings = [], []
+        uses: list[Event] = []
+        routings: dict[int, Routing] = {}
         for position, batch in enumerate(group):
             operation = Operation(Compute.ATTENTION, layer, batch=batch.index, tokens=batch.tokens)
             run = batch.resume if position else partial(self._enter, layer, batch)
@@ -178,7 +179,7 @@ class Sweeper:
             if batch.routing is not None:
                 totals = [total + count for total, count in zip(totals, batch.routing.counts, strict=True)]
                 self._demand(layer, batch.routing)
-                routings.append(batch.routing)
+                routings[batch.index] = batch.routing
         assert len(routings) in (0, len(group)), "batches disagree on whether the layer has experts"
         if not routings:
             return uses, None

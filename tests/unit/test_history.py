@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
 def learned() -> RoutingTable:
     table = RoutingTable((2, 2))
     for layer, expert in enumerate((0, 1)):
-        table.observe(layer, [Routing((1 - expert, expert), np.array([[expert]]))])
+        table.observe(layer, {0: Routing((1 - expert, expert), np.array([[expert]]))})
     return table
 
 

@@ -21,6 +21,11 @@ def routing(choices: Sequence[Sequence[int]], experts: int = 4) -> Routing:
     return Routing(tuple(np.bincount(array.ravel(), minlength=experts).tolist()), array)
 
 
+def group(*routings: Routing) -> dict[int, Routing]:
+    """What the batches of a group chose, by their indices."""
+    return dict(enumerate(routings))
+
+
 def predictor(prediction: Prediction, experts: Sequence[int] = EXPERTS) -> Predictor:
     return create_predictor(prediction, RoutingTable(experts))
 
@@ -32,8 +37,8 @@ def hottest(predictor: Predictor, layer: int) -> int:
 def teach(predictor: Predictor, sweeps: int = 20) -> None:
     """A token of expert 0 goes on to 3, one of 1 to 2; twice as many begin with 0."""
     for _ in range(sweeps):
-        predictor.observe(0, [routing([[0], [0], [1]])])
-        predictor.observe(2, [routing([[3], [3], [2]])])
+        predictor.observe(0, group(routing([[0], [0], [1]])))
+        predictor.observe(2, group(routing([[3], [3], [2]])))
 
 
 @pytest.mark.parametrize("prediction", list(Prediction))
@@ -49,47 +54,78 @@ def test_a_predictor_scores_every_expert_or_none(prediction: Prediction) -> None
 def test_popularity_goes_by_what_most_tokens_used_whatever_they_used_before() -> None:
     one = predictor(Prediction.popularity)
     teach(one)
-    one.observe(0, [routing([[1], [1], [1]])])
+    one.observe(0, group(routing([[1], [1], [1]])))
     assert hottest(one, 2) == 3
 
 
 def test_correlation_goes_by_what_this_groups_tokens_have_just_used() -> None:
     one = predictor(Prediction.correlation)
     teach(one)
-    one.observe(0, [routing([[1], [1], [1]])])
+    one.observe(0, group(routing([[1], [1], [1]])))
     assert hottest(one, 2) == 2
-    one.observe(0, [routing([[0]]), routing([[0]])])
+    one.observe(0, group(routing([[0]]), routing([[0]])))
     assert hottest(one, 2) == 3
 
 
-def test_correlation_knows_no_more_than_popularity_of_the_first_layer() -> None:
-    one, other = predictor(Prediction.correlation), predictor(Prediction.popularity)
-    for each in (one, other):
-        teach(each)
-    assert one.scores(0) == other.scores(0)
+def test_of_the_first_layer_correlation_goes_by_how_the_sweep_before_ended() -> None:
+    one = predictor(Prediction.correlation)
+    for _ in range(10):
+        for first, last in ((0, 1), (3, 2)):  # 1 in the last layer is followed by 3 in the first, and 2 by 0
+            one.observe(0, group(routing([[first]])))
+            one.observe(2, group(routing([[last]])))
+    assert hottest(one, 0) == 0
+    one.observe(2, group(routing([[1]])))
+    assert hottest(one, 0) == 3
+
+
+def test_a_batch_that_came_for_one_that_ended_teaches_nothing_of_what_follows_the_last_layer() -> None:
+    one = predictor(Prediction.correlation)
+    one.observe(0, {0: routing([[0]])})
+    one.observe(2, {0: routing([[1]])})
+    one.observe(0, {1: routing([[2]])})
+    assert not one.table.pairs[0].any()
+
+
+def test_what_a_group_favours_is_hot_whatever_others_did_before_it() -> None:
+    one = predictor(Prediction.correlation)
+    teach(one)
+    for _ in range(8):  # of this group, tokens go on to 1, whatever they used
+        one.observe(0, group(routing([[3]])))
+        one.observe(2, group(routing([[1]])))
+    one.observe(0, group(routing([[2]])))
+    assert hottest(one, 2) == 1
+
+
+def test_two_rows_say_more_than_either() -> None:
+    one = predictor(Prediction.correlation, (3, 4))
+    for _ in range(10):
+        one.observe(0, group(routing([[0, 2], [0, 2], [1, 2], [1, 2], [0, 1]], 3)))
+        one.observe(1, group(routing([[0], [2], [1], [2], [2]])))
+    one.observe(0, group(routing([[0, 1]], 3)))
+    assert hottest(one, 1) == 2
 
 
 def test_correlation_of_what_was_never_seen_is_popularity() -> None:
     one = predictor(Prediction.correlation)
     teach(one)
-    one.observe(0, [routing([[2], [2]])])
+    one.observe(0, group(routing([[2], [2]])))
     assert hottest(one, 2) == 3
 
 
 def test_each_token_of_a_group_is_followed_by_itself_over_batches_of_any_size() -> None:
     one = predictor(Prediction.correlation)
     for _ in range(5):
-        one.observe(0, [routing([[0], [1]]), routing([[2]])])
-        one.observe(2, [routing([[1], [2]]), routing([[3]])])
+        one.observe(0, group(routing([[0], [1]]), routing([[2]])))
+        one.observe(2, group(routing([[1], [2]]), routing([[3]])))
     for before, after in ((0, 1), (1, 2), (2, 3)):
-        one.observe(0, [routing([[before]])])
+        one.observe(0, group(routing([[before]])))
         assert hottest(one, 2) == after
 
 
 def test_a_layer_that_sees_a_prompts_last_token_alone_teaches_no_pairs() -> None:
     one = predictor(Prediction.correlation)
-    one.observe(0, [routing([[0], [1], [1]])])
-    one.observe(2, [routing([[3]])])
+    one.observe(0, group(routing([[0], [1], [1]])))
+    one.observe(2, group(routing([[3]])))
     assert not one.table.pairs[2].any()
     assert one.table.shares[2].tolist() == [0, 0, 0, 1]
 
@@ -97,19 +133,19 @@ def test_a_layer_that_sees_a_prompts_last_token_alone_teaches_no_pairs() -> None
 def test_one_prompt_does_not_outweigh_the_steps_that_follow() -> None:
     for prediction in (Prediction.popularity, Prediction.correlation):
         one = predictor(prediction)
-        one.observe(0, [routing([[0]] * 1000)])
-        one.observe(2, [routing([[3]] * 1000)])
+        one.observe(0, group(routing([[0]] * 1000)))
+        one.observe(2, group(routing([[3]] * 1000)))
         for _ in range(20):
-            one.observe(0, [routing([[0]])])
-            one.observe(2, [routing([[1]])])
-        one.observe(0, [routing([[0]])])
+            one.observe(0, group(routing([[0]])))
+            one.observe(2, group(routing([[1]])))
+        one.observe(0, group(routing([[0]])))
         assert hottest(one, 2) == 1
 
 
 def test_lookahead_believes_the_router_and_until_it_was_asked_correlation() -> None:
     one = predictor(Prediction.lookahead)
     teach(one)
-    one.observe(0, [routing([[1], [1]])])
+    one.observe(0, group(routing([[1], [1]])))
     assert hottest(one, 2) == 2
     one.foresee(2, [[0, 2.0, 0, 0], [3.0, 0, 0, 0], None])
     assert one.scores(2) == [3.0, 2.0, 0, 0]
@@ -131,11 +167,11 @@ def test_chance_is_the_same_until_the_layer_was_seen_and_the_same_in_every_run()
 def test_scores_stay_bounded_and_never_negative(sweeps: list[list[tuple[int, int]]]) -> None:
     one = predictor(Prediction.correlation)
     for tokens in sweeps:
-        for layer in (0, 2):
-            one.observe(layer, [routing(tokens)])
+        for layer in (0, 2, 0):
+            one.observe(layer, group(routing(tokens)))
         scores = np.array(one.scores(2))
         assert (scores >= 0).all()
-        # As many votes as there are choices: a row is what becomes of a token, whatever was seen of it.
+        # As many votes as there are choices, whatever was seen.
         assert scores.sum() == pytest.approx(2 * len(tokens))
 
 
@@ -147,7 +183,7 @@ class TestTable:
         assert table.recall(one.table.arrays())
         other = create_predictor(Prediction.correlation, table)
         assert hottest(other, 0) == 0
-        other.observe(0, [routing([[1]])])
+        other.observe(0, group(routing([[1]])))
         assert hottest(other, 2) == 2
 
     def test_what_it_recalls_stays_with_the_one_that_learned_it(self) -> None:
@@ -175,11 +211,11 @@ class TestTable:
     def test_stability_is_the_share_of_the_hottest_that_stay_so(self) -> None:
         table = RoutingTable((4,))
         for choices in ([[0, 1]], [[0, 2]], [[0, 2]]):
-            table.observe(0, [routing(choices)])
+            table.observe(0, group(routing(choices)))
         assert table.summary()["top_k"] == 2
         assert table.summary()["stability"] == [(0.5 + 1.0) / 2]
 
     def test_a_layer_seen_once_has_no_stability(self) -> None:
         table = RoutingTable((4, 0))
-        table.observe(0, [routing([[0, 1]])])
+        table.observe(0, group(routing([[0, 1]])))
         assert table.summary()["stability"] == [None, None]
