@@ -72,7 +72,7 @@ def inequalities(appraiser: Appraiser, choice: Candidate) -> list[Condition]:
     """(4) to (7) for one candidate."""
     facts, costs = appraiser.terms.facts, appraiser.costs
     group = appraiser.terms.demand.group(choice.n_batches, choice.batch_size)
-    context = max(0.0, group.context_tokens - group.sequences * appraiser.terms.demand.output_tokens / 2)
+    context = max(0.0, group.context_tokens - group.sequences * group.output_tokens / 2)
     work = Work(group.sequences, group.sequences, -(-group.sequences // group.batch_size), context)
     use = appraiser.using(choice)(work.tokens)
     layers = sum(count > 0 for count in facts.expert_counts)

@@ -107,13 +107,13 @@ class Costs:
         prompts = group.prompt_tokens / in_group
         spared = facts.spared_flops / max(1, facts.dense_flops + facts.expert_flops)
         pieces = max(1, math.ceil(prompts / prefill_tokens))
-        life = pieces + demand.output_tokens - 1
+        life = pieces + group.output_tokens - 1
         waves, last = divmod(batches - 1, in_group)
         sweeps = waves * max(life, in_group * pieces) + last * pieces + life
         reading = min(batches * pieces, sweeps)
-        decoding = len(demand.lengths) * (demand.output_tokens - 1) / sweeps  # tokens of a sweep, on average
+        decoding = len(demand.lengths) * (group.output_tokens - 1) / sweeps  # tokens of a sweep, on average
         prompt = batches * prompts / reading * (1 - spared)
-        context = decoding * max(0.0, group.context_tokens / group.sequences - demand.output_tokens / 2)
+        context = decoding * max(0.0, group.context_tokens / group.sequences - group.output_tokens / 2)
         work = Work(decoding, decoding, batches * life / sweeps, context)
         return Pace(sweeps, reading, work._replace(tokens=decoding + prompt), work)
 

@@ -21,7 +21,6 @@ __all__ = ["ROUGH_SIZES", "Appraiser", "candidates", "slot_counts"]
 SIZES = (*range(1, 128), *range(128, 512, 16), 512)  # of a batch, in sequences
 ROUGH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MOST_BATCHES = 16  # the paper's largest group has 15
-FEWEST_BATCHES = 4  # a workload of a few prompts is still cut into so many
 PREFILL_TOKENS = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 256, 128, 64)  # of one sweep
 SLOT_SHARES = (0, 1, 2, 4, 8, 12, 16, 24)  # of a layer's experts, in 32nds, for the disk to run ahead
 ROUNDING = 1 + 1e-9  # what is equal but for this may come first among equals
@@ -110,7 +109,7 @@ def candidates(terms: Terms, slots: Sequence[int], sizes: Sequence[int] = SIZES)
     """
     demand, wishes = terms.demand, terms.wishes
     requests = len(demand.lengths)
-    most = max(1, -(-requests // (wishes.n_batches or FEWEST_BATCHES)))
+    most = -(-requests // (wishes.n_batches or 1))
     sizes = [wishes.batch_size] if wishes.batch_size else sorted({min(most, size) for size in sizes})
     counts = [wishes.n_batches] if wishes.n_batches else range(1, MOST_BATCHES + 1)
     for size, n in product(sizes, counts):

@@ -174,6 +174,7 @@ def test_demand_covers_whichever_batches_are_in_flight_together(
         assert all(rows <= group.batch_size for rows, _, _ in together)
     assert group.longest == max(prompt + output for prompt, output in lengths)
     assert demand.group(n, size) == group
+    assert group.output_tokens == pytest.approx(sum(rows * output for rows, _, output in widths) / len(lengths))
     assert min(output for _, output in lengths) <= demand.output_tokens <= max(output for _, output in lengths)
 
 
@@ -227,9 +228,17 @@ def test_many_sequences_come_before_residents() -> None:
     assert len(poor.residents) < 10
 
 
-def test_of_equals_there_are_enough_batches_to_hide_transfers_behind() -> None:
-    plan = Question(model(), Demand([(10, 10)] * 16)).plan(1_000_000)
+def test_few_requests_are_one_batch_because_every_batch_takes_its_turn() -> None:
+    demand = Demand([(10, 10)] * 16)
+    plan = Question(model(), demand).plan(1_000_000)
+    assert (plan.n_batches, plan.batch_size) == (1, 16)
+    plan = Question(model(), demand, Wishes(n_batches=4)).plan(1_000_000)
     assert (plan.n_batches, plan.batch_size) == (4, 4)
+
+
+def test_batches_are_small_where_outputs_differ_because_all_wait_for_the_longest() -> None:
+    plan = Question(model(), Demand([(10, 200)] * 8 + [(10, 2)] * 8)).plan(1_000_000)
+    assert (plan.n_batches, plan.batch_size) == (2, 8)
 
 
 def test_prompts_go_in_at_once_where_there_is_memory_and_piece_by_piece_where_there_is_not() -> None:
