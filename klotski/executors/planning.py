@@ -102,12 +102,12 @@ def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int)
         format_size(plan.budget),
         plan.budget_reason,
     )
+    group = f"groups of {plan.n_batches} batches of {plan.batch_size}"
     logger.info(
-        "%s: %d requests in groups of %d batches of %d; %d of %d blocks stay, up to %s streams in each sweep",
+        "%s: %d requests in %s; %d of %d blocks stay, up to %s streams in each sweep",
         config.pipeline.name,
         num_requests,
-        plan.n_batches,
-        plan.batch_size,
+        group if plan.n_batches > 1 else f"batches of {plan.batch_size}, one at a time",
         len(plan.residents),
         len(model.layouts),
         format_size(plan.streamed_bytes),
