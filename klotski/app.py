@@ -91,7 +91,7 @@ def run(composed: DictConfig, folder: Path) -> None:
         status, mode, reason = "failed", "measured", None
         try:
             config = schema.load(composed)
-            executor = create(config.executor.name)
+            executor = create(config)
             mode = "predicted" if config.dry_run else executor.mode
             executor.run(config, log, recorder, totals)
             status = "ok"
@@ -115,7 +115,7 @@ def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder
     log.metrics(metrics)
     if status != "failed" and recorder.is_writing:
         write_trace(log.folder / "events.jsonl", log.folder / "trace.json")
-    if status == "ok" and mode == "measured":
+    if status == "ok" and totals.sweeps:
         print_summary(metrics, log.num_errors, log.folder)
 
 

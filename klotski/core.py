@@ -55,9 +55,10 @@ FIXED = Block(layer=-1)
 
 
 class LaneName(StrEnum):
-    """The lanes of a machine whose device tier is CPU memory."""
+    """The lanes of a machine. Where the device tier is CPU memory there is no link."""
 
     DISK = "disk"
+    LINK = "link"  # from CPU memory into a GPU
     COMPUTE = "compute"
 
 

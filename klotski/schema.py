@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from klotski.core import Misses, OnDemand, Order, Prediction, Prefetch, Residents
 from klotski.errors import ConfigError
 from klotski.refusals import did_you_mean, explain
-from klotski.units import parse_count, parse_rate, parse_size
+from klotski.units import parse_count, parse_rate, parse_seconds, parse_size
 
 __all__ = [
     "DType",
@@ -65,6 +65,9 @@ class ModelConfig:
     """A folder in the Hub's layout, a hub id, or `bundled` for the model in the package."""
     made_by: str = ""
     """The command that writes `path`, where it is not there yet."""
+    shape: str = ""
+    """A folder with the model's `config.json`, to plan and predict by where its weights are not at hand. A bare name
+    is one of those in the package."""
     dtype: DType = DType.auto
     load_format: LoadFormat = LoadFormat.safetensors
     """`dummy` makes random weights up, of a model of which only the config is there; all of them have to fit."""
@@ -90,6 +93,14 @@ class HwConfig:
     """What blocks come from disk at, to plan by: `1.6GB/s`. `auto`: what earlier runs of the model measured."""
     compute_rate: str = "auto"
     """What experts are multiplied at, to plan by: `400GFLOP/s`. `auto`: what earlier runs of the model measured."""
+    link_bandwidth: str = "auto"
+    """From CPU memory to a GPU, to plan by: `25GB/s`. `auto`: no GPU, arithmetic happens in CPU memory."""
+    memory_bandwidth: str = "auto"
+    """What weights come into a product at, however few its rows, to plan by: `800GB/s`."""
+    batch_overhead: str = "auto"
+    """A batch's turn in a layer, whatever its size, to plan by: `1ms`."""
+    expert_overhead: str = "auto"
+    """An expert's turn, likewise: `100us`."""
 
 
 @dataclass
@@ -241,8 +252,11 @@ def check(config: RunConfig) -> None:
     parse_size("hw.host_memory", config.hw.host_memory)
     parse_size("model.auto_device_memory", config.model.auto_device_memory)
     parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
-    parse_rate("hw.disk_bandwidth", config.hw.disk_bandwidth, "B")
+    for name in ("disk", "link", "memory"):
+        parse_rate(f"hw.{name}_bandwidth", getattr(config.hw, f"{name}_bandwidth"), "B")
     parse_rate("hw.compute_rate", config.hw.compute_rate, "FLOP")
+    for name in ("batch", "expert"):
+        parse_seconds(f"hw.{name}_overhead", getattr(config.hw, f"{name}_overhead"))
     parse_count("hw.threads", config.hw.threads)
     parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens)
     n_batches = parse_count("pipeline.n_batches", config.pipeline.n_batches)

@@ -4,7 +4,7 @@ import re
 
 from klotski.errors import ConfigError
 
-__all__ = ["format_flops", "format_seconds", "format_size", "parse_count", "parse_rate", "parse_size"]
+__all__ = ["format_flops", "format_seconds", "format_size", "parse_count", "parse_rate", "parse_seconds", "parse_size"]
 
 UNITS = {"": 1, "b": 1} | {
     prefix + unit: base**power
@@ -12,6 +12,8 @@ UNITS = {"": 1, "b": 1} | {
     for unit, base in (("", 1024), ("b", 1000), ("ib", 1024))
 }
 FLOPS = {prefix + "flop": 1000**power for power, prefix in enumerate(("", "k", "m", "g", "t", "p"))}
+TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+BITS = re.compile(r"[KMGT]i?b(ps|/s)|bits?/s|bps$")  # a small b behind a large prefix, as people write bits
 RATES = {"B": ({unit: UNITS[unit] for unit in UNITS if unit.endswith("b")}, "2GB/s"), "FLOP": (FLOPS, "400GFLOP/s")}
 
 
@@ -43,6 +45,8 @@ def parse_rate(key: str, text: str, unit: str) -> float | None:
     if text.strip().lower() == "auto":
         return None
     units, example = RATES[unit]
+    if unit == "B" and BITS.search(text):
+        raise ConfigError(f"{key}={text} is in bits; write bytes, eight times less, like {example}")
     match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]*)?)\s*([a-z]+)/s", text.strip().lower())
     if match is None or match[2] not in units:
         raise ConfigError(f"{key}={text} is not a rate; write it like {example} or auto")
@@ -50,6 +54,23 @@ def parse_rate(key: str, text: str, unit: str) -> float | None:
     if rate < 1:
         raise ConfigError(f"{key}={text} must be above zero")
     return rate
+
+
+def parse_seconds(key: str, text: str) -> float | None:
+    """A short time as people write it (`6ms`, `50us`), in seconds; None for `auto`.
+
+    Raises:
+        ConfigError: it is not a time, or not above zero.
+    """
+    if text.strip().lower() == "auto":
+        return None
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]*)?)\s*([a-z]+)", text.strip().lower())
+    if match is None or match[2] not in TIMES:
+        raise ConfigError(f"{key}={text} is not a time; write it like 6ms, 50us or auto")
+    seconds: float = float(match[1]) * TIMES[match[2]]
+    if not seconds:
+        raise ConfigError(f"{key}={text} must be above zero")
+    return seconds
 
 
 def parse_count(key: str, text: str) -> int | None:

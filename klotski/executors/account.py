@@ -24,7 +24,11 @@ class Account:
         log: RunLog,
         recorder: Recorder,
         totals: Totals,
+        *,
+        is_measured: bool = True,
     ) -> None:
+        """`is_measured`: the process itself takes the run's memory."""
+        self._is_measured = is_measured
         self._facts = facts
         self._encoder = encoder
         self._log = log
@@ -70,9 +74,13 @@ class Account:
         """A request has finished: its line is on disk when this returns."""
         line = result_line(result, self._encoder)
         self._log.result(line)
+        self.ended(result.request, line["output_tokens"])
+
+    def ended(self, request: Request, output_tokens: int) -> None:
+        """A request has its last token."""
         self._totals.num_requests += 1
-        self._totals.prompt_tokens += line["prompt_tokens"]
-        self._expected -= result.request.max_tokens - line["output_tokens"]
+        self._totals.prompt_tokens += len(request.prompt)
+        self._expected -= request.max_tokens - output_tokens
 
     def sweep(self, report: SweepReport) -> None:
         """A sweep has ended."""
@@ -103,4 +111,5 @@ class Account:
     def _note_memory(self, cache_bytes: int) -> None:
         peak = self._totals.peak_memory
         peak["device"] = max(peak.get("device", 0), self._lasting + cache_bytes)
-        peak["process"] = peak_memory()
+        if self._is_measured:
+            peak["process"] = peak_memory()

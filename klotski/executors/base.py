@@ -25,21 +25,59 @@ class Executor(Protocol):
         """Carry out the run."""
 
 
-def create(name: str) -> Executor:
-    """An executor by the name of its config option.
+def create(config: RunConfig) -> Executor:
+    """The executor that the config names; `auto` runs what can be run here, and predicts the rest.
 
     Raises:
         ConfigError: there is none of that name.
     """
+    name = config.executor.name
     if name not in EXECUTORS:
         raise ConfigError(f"executor={name} does not exist; there are {', '.join(EXECUTORS)}")
-    return EXECUTORS[name]()
+    return EXECUTORS[name](config)
 
 
-def _torch() -> Executor:
+def _torch(config: RunConfig) -> Executor:
+    if is_elsewhere(config):
+        raise ConfigError(
+            f"hw={config.hw.name} has a GPU, and this machine can run on its CPU alone; set hw=auto to run here, or "
+            "executor=simulate to predict"
+        )
     from klotski.executors.torch import TorchExecutor  # here, so that a refused config is refused at once
 
     return TorchExecutor()
 
 
-EXECUTORS: dict[str, Callable[[], Executor]] = {"auto": _torch, "torch": _torch}
+def _simulate(config: RunConfig) -> Executor:
+    from klotski.executors.simulate import SimulatedExecutor
+
+    return SimulatedExecutor()
+
+
+def _auto(config: RunConfig) -> Executor:
+    reason = why_not_here(config)
+    if reason is None:
+        return _torch(config)
+    from klotski.executors.simulate import SimulatedExecutor
+
+    return SimulatedExecutor(reason)
+
+
+def why_not_here(config: RunConfig) -> str | None:
+    """Why a run can only be predicted, and how to run it for real; None if it can be run."""
+    from klotski.weights import find_local
+
+    if is_elsewhere(config):
+        return f"hw={config.hw.name} has a GPU, and this machine none to run on; hw=auto runs on this machine"
+    model = config.model
+    if model.shape and find_local(model.path) is None:
+        return f"the weights of {model.path} are not on this machine; executor=torch fetches and runs them"
+    return None
+
+
+def is_elsewhere(config: RunConfig) -> bool:
+    """Whether the hardware is described, with a GPU that this machine has not."""
+    return config.hw.link_bandwidth != "auto"
+
+
+EXECUTORS: dict[str, Callable[[RunConfig], Executor]] = {"auto": _auto, "torch": _torch, "simulate": _simulate}

@@ -65,7 +65,7 @@ class History:
             return
         known = table.arrays()
         runs = [self._known[self._rates]] if self._rates in self._known else []
-        if all(rates.get(lane) for lane in LaneName):  # nothing streamed, nothing was read
+        if all(rates.get(lane) for lane in (LaneName.DISK, LaneName.COMPUTE)):  # nothing streamed, nothing was read
             runs.append(np.array([[rates[LaneName.DISK], rates[LaneName.COMPUTE]]]))
         if runs:
             known[self._rates] = np.concatenate(runs)[-RUNS:]

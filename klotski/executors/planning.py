@@ -22,10 +22,10 @@ from klotski.planner import (
     runtime_memory,
 )
 from klotski.schema import LoadFormat, RunConfig
-from klotski.units import format_size, parse_count, parse_rate, parse_size
+from klotski.units import format_size, parse_count, parse_rate, parse_seconds, parse_size
 from klotski.workload import in_batch_order
 
-__all__ = ["describe", "plan_run"]
+__all__ = ["describe", "plan_run", "wishes"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,9 @@ def grant(config: RunConfig) -> Budget:
     if runtime is None:
         runtime = runtime_memory()
     if granted is not None:
-        return Budget(granted, "as set", runtime)
+        host = parse_size("hw.host_memory", config.hw.host_memory) or 0
+        reason = "as set" if config.hw.link_bandwidth == "auto" else f"of hw={config.hw.name}"
+        return Budget(granted, reason, runtime, host)
     if own is not None and config.model.path == BUNDLED:
         reason = f"{format_size(own)} beside the interpreter, so that model={config.model.name} has to stream"
         return Budget(own + runtime, reason, runtime)
@@ -77,9 +79,16 @@ def wishes(config: RunConfig) -> Wishes:
 
 def choose_rates(config: RunConfig, otherwise: Rates) -> Rates:
     """The rates to plan by: those that are set, and otherwise these."""
-    disk = parse_rate("hw.disk_bandwidth", config.hw.disk_bandwidth, "B")
-    compute = parse_rate("hw.compute_rate", config.hw.compute_rate, "FLOP")
+    hw = config.hw
+    disk = parse_rate("hw.disk_bandwidth", hw.disk_bandwidth, "B")
+    compute = parse_rate("hw.compute_rate", hw.compute_rate, "FLOP")
+    link = parse_rate("hw.link_bandwidth", hw.link_bandwidth, "B")
+    memory = parse_rate("hw.memory_bandwidth", hw.memory_bandwidth, "B")
+    turn = parse_seconds("hw.batch_overhead", hw.batch_overhead)
+    step = parse_seconds("hw.expert_overhead", hw.expert_overhead)
     match disk, compute:
+        case _ if link is not None:
+            reason = f"of hw={hw.name}"
         case None, None:
             reason = otherwise.reason
         case _, None:
@@ -88,7 +97,15 @@ def choose_rates(config: RunConfig, otherwise: Rates) -> Rates:
             reason = f"arithmetic's as set, the disk's {otherwise.reason}"
         case _:
             reason = "as set"
-    return Rates(disk or otherwise.disk, compute or otherwise.compute, reason)
+    return Rates(
+        disk=disk or otherwise.disk,
+        compute=compute or otherwise.compute,
+        reason=reason,
+        memory=memory or otherwise.memory,
+        turn=turn or otherwise.turn,
+        step=step or otherwise.step,
+        link=link,
+    )
 
 
 def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int) -> None:

@@ -3,26 +3,23 @@
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from rich.console import Console
 
-from klotski.assets import BUNDLED, TINY
-from klotski.core import Block, LaneName, Misses, Prediction, Request, Residents, SweepReport
+from klotski.core import Block, LaneName, Misses, Request, Residents, SweepReport
 from klotski.executors.account import Account
-from klotski.executors.facts import gather_facts, workspace_shape
+from klotski.executors.facts import workspace_shape
 from klotski.executors.history import History
-from klotski.executors.planning import describe, plan_run
+from klotski.executors.planning import describe
 from klotski.executors.rates import RateSamples
+from klotski.executors.task import Task, foresees, is_dummy, prepare
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
-from klotski.model import Decoding, Foresight, GenerationBatch, OpenModel, Workspace, keep_routers, open_model
+from klotski.model import Decoding, Foresight, GenerationBatch, OpenModel, Workspace, keep_routers
 from klotski.pipeline import Policy, RoutingTable, Sweeper, create_predictor, run_group
-from klotski.planner import ModelFacts, Plan, Rates, process_memory, show_plan
-from klotski.schema import DType, LoadFormat, RunConfig, SyntheticWorkload
+from klotski.planner import Plan, process_memory, show_plan
+from klotski.schema import RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import parse_count
 from klotski.weights import (
@@ -34,29 +31,16 @@ from klotski.weights import (
     Source,
     allocate,
     keep_small_memory,
-    resolve,
     return_free_memory,
     slot_sizes,
 )
-from klotski.workload import Encoder, cut_batches, load_requests
+from klotski.workload import cut_batches
 
 __all__ = ["TorchExecutor"]
 
 logger = logging.getLogger(__name__)
 
 NEARLY_ALL = 0.95  # of the budget; a sweep without prompts takes less of the heap than what is left
-DTYPES = {DType.auto: None, DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
-
-
-class Task(NamedTuple):
-    """What is to be run, planned, before any weight is read."""
-
-    model: OpenModel
-    requests: list[Request]
-    encoder: Encoder
-    facts: ModelFacts
-    history: History
-    plan: Plan
 
 
 class TorchExecutor:
@@ -89,29 +73,6 @@ def configure(config: RunConfig) -> None:
         logger.warning("pipeline.misses=cheapest moves all: below CPU memory lies the disk, which computes nothing")
 
 
-def prepare(config: RunConfig, log: RunLog) -> Task:
-    """Open the model, read the workload, and plan."""
-    folder = find_checkpoint(config)
-    model = open_model(folder, DTYPES[config.model.dtype], is_dummy=is_dummy(config))
-    history = History(config.history, config.model.name, folder)
-    encoder = Encoder(model.tokenizer, model.config.get_text_config().vocab_size, model.context)
-    requests = load_requests(config.workload, encoder, log.error)
-    if log.num_errors:
-        logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
-    facts = gather_facts(model, foresees=foresees(config))
-    facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
-    plan = plan_run(config, facts, requests, known_rates(history))
-    return Task(model, requests, encoder, facts, history, plan)
-
-
-def find_checkpoint(config: RunConfig) -> Path:
-    """The model's folder."""
-    model = config.model
-    if model.path == BUNDLED:
-        return TINY
-    return resolve(model.path, with_weights=not is_dummy(config), made_by=model.made_by)
-
-
 def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:
     """Take memory as planned, and sweep until all requests have ended."""
     model, plan = task.model, task.plan
@@ -142,16 +103,6 @@ def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, to
 
         run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, swept)
         account.measured(rates.measure())
-
-
-def is_dummy(config: RunConfig) -> bool:
-    """Whether weights are made up."""
-    return config.model.load_format is LoadFormat.dummy
-
-
-def foresees(config: RunConfig) -> bool:
-    """Whether routers are asked early."""
-    return config.pipeline.predictor is Prediction.lookahead
 
 
 def load_weights(
@@ -217,11 +168,3 @@ def keep_what_was_learned(table: RoutingTable, history: History, log: RunLog, to
     """Leave it in the run's folder, and for the next run."""
     log.experts(table.summary())
     history.keep(table, totals.rates)
-
-
-def known_rates(history: History) -> Rates | None:
-    """What earlier runs measured, to plan by."""
-    known = history.rates
-    if known is None:
-        return None
-    return Rates(known[LaneName.DISK], known[LaneName.COMPUTE], "measured by earlier runs of this model")

@@ -2,5 +2,17 @@
 
 from klotski.lanes.base import Clock, Event, Lane, Pending, SpanSink
 from klotski.lanes.threads import InlineLane, ThreadLane
+from klotski.lanes.virtual import VirtualClock, VirtualComputeLane, VirtualLane
 
-__all__ = ["Clock", "Event", "InlineLane", "Lane", "Pending", "SpanSink", "ThreadLane"]
+__all__ = [
+    "Clock",
+    "Event",
+    "InlineLane",
+    "Lane",
+    "Pending",
+    "SpanSink",
+    "ThreadLane",
+    "VirtualClock",
+    "VirtualComputeLane",
+    "VirtualLane",
+]

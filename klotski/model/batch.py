@@ -77,6 +77,11 @@ class GenerationBatch(greenlet, Handover):
         self._foresight = foresight
 
     @property
+    def sequences(self) -> int:
+        """Sequences that it has, with those that have ended."""
+        return len(self.requests)
+
+    @property
     def is_finished(self) -> bool:
         """Whether every sequence has ended."""
         return self.dead

@@ -32,6 +32,10 @@ class Batch(Protocol):
     index: int
 
     @property
+    def sequences(self) -> int:
+        """Sequences that it has, with those that have ended."""
+
+    @property
     def is_finished(self) -> bool:
         """Whether every sequence has ended; never true inside a sweep."""
 
@@ -262,7 +266,8 @@ class Sweeper:
         last = len(self._experts) - 1
         for begin in range(0, len(group), self._scored):
             batches = group[begin : begin + self._scored]
-            self._compute.submit(Operation(Compute.SCORE, last), partial(self._worker.score, batches))
+            scored = Operation(Compute.SCORE, last, tokens=sum(batch.sequences for batch in batches))
+            self._compute.submit(scored, partial(self._worker.score, batches))
             for batch in batches:
                 self._compute.submit(Operation(Compute.SAMPLE, last, batch=batch.index), batch.resume)
 

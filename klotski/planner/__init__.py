@@ -1,9 +1,11 @@
 """What the run is decided to be before it starts."""
 
+from klotski.planner.costs import Costs
 from klotski.planner.demand import Demand
 from klotski.planner.explain import explain
 from klotski.planner.facts import ModelFacts
 from klotski.planner.hardware import free_memory, peak_memory, process_memory, runtime_memory
+from klotski.planner.placement import placement_order
 from klotski.planner.plan import Plan, make_plan
 from klotski.planner.rates import NOMINAL, Rates
 from klotski.planner.table import show_plan
@@ -12,6 +14,7 @@ from klotski.planner.terms import Budget, Terms, Wishes
 __all__ = [
     "NOMINAL",
     "Budget",
+    "Costs",
     "Demand",
     "ModelFacts",
     "Plan",
@@ -22,6 +25,7 @@ __all__ = [
     "free_memory",
     "make_plan",
     "peak_memory",
+    "placement_order",
     "process_memory",
     "runtime_memory",
     "show_plan",

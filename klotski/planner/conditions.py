@@ -79,8 +79,8 @@ def inequalities(appraiser: Appraiser, choice: Candidate) -> list[Condition]:
     used = use.computed / layers
     attention = (costs.attention(work) + costs.cache(work)) / facts.num_layers
     expert = costs.experts(work.tokens, use.computed) / max(use.computed, 1e-9)
-    arrival = use.experts / max(use.computed, 1e-9) / costs.rates.disk
-    dense = use.dense / facts.num_layers / costs.rates.disk
+    arrival = use.experts / max(use.computed, 1e-9) / costs.arrival
+    dense = use.dense / facts.num_layers / costs.arrival
     hot = min(facts.top_k, used)
     first = min(hot + 1, used)
     return [

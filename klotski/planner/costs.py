@@ -6,6 +6,7 @@ them, and do not follow from them.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from klotski.planner.demand import Demand, Group
@@ -14,13 +15,10 @@ from klotski.planner.memory import SCORED
 from klotski.planner.rates import NOMINAL, Rates
 from klotski.planner.streaming import Using
 
-__all__ = ["BUSY_SLOTS", "Costs", "Forecast", "Pace", "Seconds", "Work"]
+__all__ = ["BUSY_SLOTS", "SHARED", "Costs", "Forecast", "Pace", "Seconds", "Work"]
 
 BUSY_SLOTS = 2  # for experts
 DENSE = 0.75  # of the experts' rate, in a layer's dense part, with all that goes on between its products
-TURN = 6e-3  # seconds of a batch's turn in a layer, whatever its size
-STEP = 5e-4  # seconds of an expert's turn, likewise
-MEMORY = 2e10  # bytes a second of weights on their way into a product, however few its rows, and of cached keys
 SHARED = 0.15  # of the time in which both go on, lost to each other: memory's bandwidth, and the cores themselves
 UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 
@@ -70,12 +68,25 @@ class Forecast(NamedTuple):
 
 @dataclass(frozen=True)
 class Costs:
-    """Of a workload at some rates. `overlaps`: blocks arrive while others are computed."""
+    """Of a workload at some rates. `overlaps`: blocks arrive while others are computed.
+
+    `below`: bytes of weights that lie below the device tier in CPU memory, where that is a tier of its own.
+    """
 
     facts: ModelFacts
     demand: Demand
     rates: Rates = NOMINAL
     overlaps: bool = True
+    below: int = 0
+
+    @cached_property
+    def arrival(self) -> float:
+        """Bytes a second at which blocks that do not stay arrive: from disk, or from CPU memory and what it lacks."""
+        rates = self.rates
+        if rates.link is None:
+            return rates.disk
+        from_disk = max(0.0, 1 - self.below / max(1, self.facts.weight_bytes))
+        return min(rates.link, rates.disk / from_disk) if from_disk else rates.link
 
     def workload(self, pace: Pace, slots: tuple[int, int], using: Using) -> float:
         """Seconds for all requests. `slots`: for experts, and lent ones beside them in sweeps without prompts."""
@@ -128,10 +139,10 @@ class Costs:
         use = using(work.tokens)
         attention, cache = self.attention(work), self.cache(work)
         experts, head = self.experts(work.tokens, use.computed), self.head(work)
-        arithmetic, disk = attention + cache + experts + head, use.nbytes / self.rates.disk
+        arithmetic, disk = attention + cache + experts + head, use.nbytes / self.arrival
         if not self.overlaps or expert_slots < BUSY_SLOTS:
             return Seconds(disk + arithmetic, disk, attention, cache, experts, head)
-        ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / self.rates.disk
+        ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / self.arrival
         layers = self.facts.num_layers
         layer = (attention + cache) / layers
         idle = (layers - 1) * max(0.0, layer - ahead) + max(0.0, layer + head - ahead)
@@ -141,18 +152,19 @@ class Costs:
     def attention(self, work: Work) -> float:
         """Seconds of all layers' dense parts: attention, router, shared experts."""
         products = work.tokens * self.facts.dense_flops / (DENSE * self.rates.compute)
-        return products + self.facts.num_layers * work.batches * TURN
+        return products + self.facts.num_layers * work.batches * self.rates.turn
 
     def cache(self, work: Work) -> float:
         """Seconds in which attention gets the keys and values of earlier tokens out of memory, in all layers."""
-        return work.context * self.facts.kv_bytes / MEMORY
+        return work.context * self.facts.kv_bytes / self.rates.memory
 
     def experts(self, tokens: float, count: float) -> float:
         """Seconds of so many experts, of all layers, over so many tokens."""
-        turn = STEP + self.facts.largest_expert / MEMORY
+        turn = self.rates.step + self.facts.largest_expert / self.rates.memory
         return tokens * self.facts.expert_flops / self.rates.compute + count * turn
 
     def head(self, work: Work) -> float:
         """Seconds in which next tokens are scored; its weights, two bytes each, are read once for some batches."""
         readings = min(work.batches, max(1.0, work.sampled / SCORED))
-        return work.sampled * self.facts.head_flops / self.rates.compute + readings * self.facts.head_flops / MEMORY
+        flops, rates = self.facts.head_flops, self.rates
+        return work.sampled * flops / rates.compute + readings * flops / rates.memory

@@ -25,9 +25,11 @@ def pace(plan: Plan) -> str:
     computes = f"arithmetic takes {format_seconds(sweep.arithmetic)}"
     if plan.forecast.nbytes < 1:
         return f"Arithmetic sets the pace: every block stays in memory, and {takes}."
-    reads = f"reading {format_size(plan.forecast.nbytes)} from disk takes {format_seconds(sweep.disk)}"
+    below = "disk" if plan.rates.link is None else "CPU memory"
+    reads = f"reading {format_size(plan.forecast.nbytes)} from {below} takes {format_seconds(sweep.disk)}"
     if sweep.disk > sweep.arithmetic:
-        return f"The disk sets the pace: {takes}, of which {reads}, while {computes}."
+        slow = "The disk" if plan.rates.link is None else "The way into the GPU"
+        return f"{slow} sets the pace: {takes}, of which {reads}, while {computes}."
     return f"Arithmetic sets the pace: {takes}, of which {computes}, while {reads}."
 
 
@@ -62,7 +64,7 @@ def layers(plan: Plan, terms: Terms) -> str:
     times = f"a layer computes for {format_seconds(whole.compute)} and reads for {format_seconds(whole.transfer)}"
     if whole.holds:
         return f"While all batches decode, {times}: reading is hidden."
-    return f"While all batches decode, {times}: it waits for the disk, and more sequences would share the wait."
+    return f"While all batches decode, {times}: it waits for blocks, and more sequences would share the wait."
 
 
 def growing(plan: Plan, terms: Terms) -> str:
@@ -71,7 +73,7 @@ def growing(plan: Plan, terms: Terms) -> str:
     known = terms.rates
     cases = {
         f"{format_size(more)} more memory": terms._replace(budget=terms.budget._replace(nbytes=plan.budget + more)),
-        "a disk twice as fast": terms._replace(rates=known._replace(disk=2 * known.disk)),
+        **faster_ways(terms),
         "arithmetic twice as fast": terms._replace(rates=known._replace(compute=2 * known.compute)),
     }
     seconds = {name: at_best(case, plan.batch_size) for name, case in cases.items()}
@@ -87,6 +89,15 @@ def growing(plan: Plan, terms: Terms) -> str:
     )
 
 
+def faster_ways(terms: Terms) -> dict[str, Terms]:
+    """The same with each way that blocks come by twice as fast."""
+    rates = terms.rates
+    ways = {"a disk twice as fast": terms._replace(rates=rates._replace(disk=2 * rates.disk))}
+    if rates.link is None:
+        return ways
+    return {"a link twice as fast": terms._replace(rates=rates._replace(link=2 * rates.link))} | ways
+
+
 def at_best(terms: Terms, batch_size: int) -> float:
     """Seconds of a run on other terms, with batches of about the best size, or of this one."""
     appraiser = Appraiser(terms, [*ROUGH_SIZES, batch_size])
@@ -95,5 +106,8 @@ def at_best(terms: Terms, batch_size: int) -> float:
 
 def rates(plan: Plan) -> str:
     """What the predictions rest on."""
-    disk, compute, reason = plan.rates
-    return f"Predicted for {format_size(disk)}/s by disk and {format_flops(compute)} ({reason})."
+    rates = plan.rates
+    link = "" if rates.link is None else f"{format_size(rates.link)}/s into the GPU, "
+    return (
+        f"Predicted for {link}{format_size(rates.disk)}/s by disk and {format_flops(rates.compute)} ({rates.reason})."
+    )

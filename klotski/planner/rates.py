@@ -1,4 +1,4 @@
-"""What the machine does in a second, as far as a plan is concerned."""
+"""What a machine does in a second, as far as a plan is concerned."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,21 @@ __all__ = ["NOMINAL", "Rates"]
 
 
 class Rates(NamedTuple):
-    """Bytes a second at which blocks come from disk, operations a second at which experts are multiplied, and why."""
+    """What a machine reaches, and why it is held to.
+
+    `disk`: bytes a second at which blocks come from disk. `compute`: operations a second at which experts are
+    multiplied. `memory`: bytes a second of weights on their way into a product, however few its rows, and of
+    cached keys. `turn`, `step`: seconds of a batch's turn in a layer and of an expert's turn, whatever their
+    size. `link`: bytes a second from CPU memory to a GPU; None: arithmetic happens in CPU memory.
+    """
 
     disk: float
     compute: float
     reason: str
+    memory: float = 2e10
+    turn: float = 6e-3
+    step: float = 5e-4
+    link: float | None = None
 
 
 NOMINAL = Rates(1.6e9, 4e11, "nominal: two cores and an NVMe drive")

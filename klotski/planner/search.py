@@ -42,7 +42,9 @@ class Appraiser:
         """`sizes`: of batches to choose from."""
         self.terms = terms
         self._sizes = sizes
-        self.costs = Costs(terms.facts, terms.demand, terms.rates, terms.wishes.on_demand is OnDemand.eager)
+        self.costs = Costs(
+            terms.facts, terms.demand, terms.rates, terms.wishes.on_demand is OnDemand.eager, terms.budget.host
+        )
         self.room = terms.budget.nbytes - (terms.facts.weight_bytes if terms.wishes.all_stay else 0)
         self._streaming = Streaming(terms.facts, terms.wishes)
 

@@ -60,6 +60,8 @@ def decisions(plan: Plan, facts: ModelFacts) -> Iterable[tuple[str, str, str]]:
         yield "of these, a cache", str(plan.cached_slots), plan.residents_reason
     yield "hot experts", str(plan.hot_experts), why("hot_experts", "as many as there are slots to spare")
     yield "blocks that stay", f"{len(plan.residents)} of {len(facts.block_bytes)}", plan.residents_reason
+    if plan.rates.link is not None:
+        yield "into the GPU", f"{format_size(plan.rates.link)}/s", plan.rates.reason
     yield "disk", f"{format_size(plan.rates.disk)}/s", plan.rates.reason
     yield "arithmetic", format_flops(plan.rates.compute), plan.rates.reason
 
@@ -88,7 +90,7 @@ def predictions(plan: Plan) -> Iterable[tuple[str, str]]:
     yield "output tokens/s", f"{plan.predicted_rate:.3g}"
     yield "sweeps", f"{plan.forecast.sweeps:.0f}"
     yield "a sweep, in the mean", format_seconds(sweep.total)
-    yield "  by disk", f"{format_seconds(sweep.disk)} for {format_size(plan.forecast.nbytes)}"
+    yield "  arrivals", f"{format_seconds(sweep.disk)} for {format_size(plan.forecast.nbytes)}"
     yield "  attention", format_seconds(sweep.attention)
     yield "  cached keys and values", format_seconds(sweep.cache)
     yield "  experts", format_seconds(sweep.experts)

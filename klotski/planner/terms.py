@@ -11,11 +11,12 @@ __all__ = ["Budget", "Terms", "Wishes"]
 
 
 class Budget(NamedTuple):
-    """Bytes of the device tier, why so many, and what the process takes of them by itself."""
+    """Bytes of the device tier, why so many, and what the process takes of them by itself; bytes of the host tier."""
 
     nbytes: int
     reason: str
     runtime: int = 0
+    host: int = 0
 
 
 class Wishes(NamedTuple):

@@ -16,7 +16,8 @@ def print_summary(metrics: dict[str, Any], num_errors: int, folder: Path) -> Non
     bound = metrics["bound"]
     moved = ", ".join(f"{format_size(count)} by {lane}" for lane, count in metrics["bytes_moved"].items())
     moved = moved or "nothing"
-    rows = {
+    predicted = {"predicted": f"nothing was run: {metrics['reason']}"} if metrics["mode"] == "predicted" else {}
+    rows = predicted | {
         "requests": f"{metrics['num_requests']} done" + (f", {num_errors} refused" if num_errors else ""),
         "output": f"{metrics['output_tokens']} tokens in {metrics['elapsed_time']:.1f} s, "
         f"{metrics['output_tokens_per_second']:.1f} tokens/s",

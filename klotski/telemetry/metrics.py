@@ -52,7 +52,7 @@ class SweepUse:
     @property
     def work(self) -> dict[str, int]:
         """What each resource had to do: bytes, operations."""
-        return {LaneName.DISK: self.nbytes.get(LaneName.DISK, 0), LaneName.COMPUTE: self.flops}
+        return {LaneName.DISK: 0} | self.nbytes | {LaneName.COMPUTE: self.flops}
 
 
 @dataclass
@@ -68,6 +68,7 @@ class Totals:
     peak_memory: dict[str, int] = field(default_factory=dict)
     rates: dict[str, float] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None  # why a run is predicted
 
 
 def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error: str | None) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         "status": status,
         "error": error,
         "mode": mode,
+        "reason": totals.reason,
         "elapsed_time": elapsed,
         "num_requests": totals.num_requests,
         "prompt_tokens": totals.prompt_tokens,

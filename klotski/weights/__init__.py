@@ -1,6 +1,6 @@
 """Blocks: where they lie in safetensors files, the slots they are read into, and which are here."""
 
-from klotski.weights.checkpoint import Checkpoint, resolve
+from klotski.weights.checkpoint import Checkpoint, find_local, has_weights, resolve
 from klotski.weights.dummy import DummyReader, lay_out_dummy
 from klotski.weights.layout import BlockLayout, ParameterSpec, Part, lay_out
 from klotski.weights.memory import allocate, keep_small_memory, return_free_memory, whole_pages
@@ -22,6 +22,8 @@ __all__ = [
     "SlotKind",
     "Source",
     "allocate",
+    "find_local",
+    "has_weights",
     "keep_small_memory",
     "largest_staging",
     "lay_out",

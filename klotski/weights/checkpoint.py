@@ -7,7 +7,7 @@ import msgspec
 from klotski.errors import CheckpointError
 from klotski.weights.safetensors_header import StoredTensor, read_header
 
-__all__ = ["Checkpoint", "StoredTensor", "resolve"]
+__all__ = ["Checkpoint", "StoredTensor", "find_local", "has_weights", "resolve"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -55,6 +55,24 @@ def read_shards(folder: Path) -> dict[str, StoredTensor]:
             )
         tensors[tensor] = shards[shard][tensor]
     return tensors
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint, and not a config alone."""
+    return (folder / SINGLE).exists() or (folder / INDEX).exists()
+
+
+def find_local(path: str) -> Path | None:
+    """The folder of a checkpoint that is on this machine already: a folder, or in the Hub's cache; None if neither."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except Exception:  # the Hub's client raises whatever it likes for what is not there
+        return None
 
 
 def resolve(path: str, *, with_weights: bool = True, made_by: str = "") -> Path:

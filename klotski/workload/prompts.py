@@ -20,7 +20,7 @@ from klotski.core import Request
 from klotski.errors import WorkloadError
 from klotski.schema import JsonlWorkload, SyntheticWorkload, WorkloadConfig
 
-__all__ = ["Encoder", "load_requests"]
+__all__ = ["Encoder", "RoughTokenizer", "load_requests"]
 
 OnError = Callable[[dict[str, Any]], None]
 
@@ -40,6 +40,20 @@ class Line(msgspec.Struct):
     prompt_token_ids: list[int] | None = None
     id: str | int | None = None
     max_tokens: int | None = None
+
+
+class RoughTokenizer:
+    """As many tokens as a text has on average, where nobody will read them: one for each four bytes."""
+
+    chat_template = "any"
+
+    def encode(self, text: str, **_: Any) -> list[int]:
+        """Tokens that mean nothing."""
+        return [0] * -(-len(text.encode()) // 4)
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **_: Any) -> dict[str, list[int]]:
+        """The same for a chat, with a few tokens around each turn."""
+        return {"input_ids": [token for turn in messages for token in [*self.encode(turn["content"]), 0, 0, 0, 0]]}
 
 
 class Encoder:

@@ -136,6 +136,7 @@ class FakeBatch:
         prompt: Sequence[int] = (7,),
     ) -> None:
         self.index = index
+        self.sequences = 1
         self.is_scoring = False
         self.is_finished = False
         self.is_prefilling = True

@@ -1,0 +1,116 @@
+"""The same sweep on virtual lanes: nothing is read and nothing computed, and everything takes its time."""
+
+import logging
+from collections.abc import Iterator, Mapping
+
+from rich.console import Console
+
+from klotski.core import LaneName, OnDemand, Request, SweepReport
+from klotski.executors.account import Account
+from klotski.executors.planning import describe
+from klotski.executors.task import Task, prepare
+from klotski.lanes import VirtualClock, VirtualComputeLane
+from klotski.model import keeps_all_tokens
+from klotski.pipeline import Policy, RoutingTable, Sweeper, create_predictor, run_group
+from klotski.planner import Costs, Demand, placement_order, show_plan
+from klotski.schema import RunConfig
+from klotski.simulation import Durations, IdleWorker, Routers, Supply, SyntheticBatch
+from klotski.telemetry import Recorder, RunLog, Totals
+from klotski.units import parse_size
+from klotski.weights import Residency, SlotKind
+from klotski.workload import cut_batches
+
+__all__ = ["SimulatedExecutor"]
+
+logger = logging.getLogger(__name__)
+
+
+class SimulatedExecutor:
+    """Predicts a run on any machine; see `executors.Executor`. `reason`: why it was not carried out."""
+
+    mode = "predicted"
+
+    def __init__(self, reason: str = "executor=simulate") -> None:
+        self._reason = reason
+
+    def run(self, config: RunConfig, log: RunLog, recorder: Recorder, totals: Totals) -> None:
+        """Open the model's shape, read the workload, plan, and sweep in virtual time."""
+        logger.warning("predicted, not run: %s", self._reason)
+        totals.reason = self._reason
+        task = prepare(config, log, is_predicted=True)
+        totals.plan = task.plan.as_dict()
+        log.plan(totals.plan)
+        describe(config, task.model, task.plan, len(task.requests))
+        if config.dry_run:
+            show_plan(task.plan, task.facts, Console())
+            return
+        logger.info("%s", task.plan.explanation)
+        simulate(config, task, log, recorder, totals)
+
+
+def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:
+    """Sweep in virtual time until all requests have ended."""
+    plan, facts, clock = task.plan, task.facts, VirtualClock()
+    demand = Demand([(len(request.prompt), request.max_tokens) for request in task.requests])
+    host = parse_size("hw.host_memory", config.hw.host_memory) or 0
+    costs = Costs(facts, demand, plan.rates, config.pipeline.on_demand is OnDemand.eager, host)
+    under_way: dict[int, SyntheticBatch] = {}
+    lasting = [block for block in placement_order(facts, task.wishes) if block not in set(plan.residents)]
+    supply = Supply(facts, plan.rates, lasting, host, recorder, clock)
+    compute = VirtualComputeLane(LaneName.COMPUTE, recorder, clock, Durations(costs, under_way, lambda: supply.is_busy))
+    slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
+    residency = Residency(slots, plan.residents, supply.bring, plan.lent_slots, config.placement.residents)
+    table = RoutingTable(facts.expert_counts)
+    task.history.recall(table)
+    strategy = config.pipeline
+    policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
+    predictor = create_predictor(strategy.predictor, table)
+    worker = IdleWorker()
+    sweeper = Sweeper(
+        facts.expert_counts, policy, predictor, residency, compute, worker, plan.sequences, plan.scored_batches
+    )
+    with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
+        totals.rates |= rates_by_lane(task)
+        account.ready(sum(plan.memory.values()) - plan.memory["kv_cache"])
+        account.sweeping(sweeper.prefetch)
+
+        def swept(report: SweepReport) -> None:
+            account.sweep(report)
+            for index in [index for index, batch in under_way.items() if batch.is_finished]:
+                del under_way[index]
+
+        batches = make_batches(config, task, account, under_way)
+        run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, clock, swept)
+        log.experts(table.summary())
+
+
+def make_batches(
+    config: RunConfig, task: Task, account: Account, under_way: dict[int, SyntheticBatch]
+) -> Iterator[SyntheticBatch]:
+    """The batches, each made when its turn comes, and entered among those under way."""
+    facts = task.facts
+    routers = Routers(facts.expert_counts, facts.top_k, facts.shares, config.workload.seed)
+    spares = keeps_all_tokens(task.model.config)
+
+    def ended(request: Request) -> None:
+        account.ended(request, request.max_tokens)
+
+    for index, requests in enumerate(cut_batches(task.requests, task.plan.batch_size)):
+        under_way[index] = SyntheticBatch(
+            index,
+            requests,
+            facts.expert_counts,
+            routers,
+            task.plan.prefill_tokens,
+            facts.kv_bytes,
+            ended,
+            spares=spares,
+        )
+        yield under_way[index]
+
+
+def rates_by_lane(task: Task) -> Mapping[str, float]:
+    """What each lane is held to reach."""
+    rates = task.plan.rates
+    known = {LaneName.DISK: rates.disk, LaneName.COMPUTE: rates.compute, LaneName.LINK: rates.link}
+    return {lane: rate for lane, rate in known.items() if rate}

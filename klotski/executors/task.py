@@ -1,0 +1,92 @@
+"""What is to be run: the model opened, the requests read, the plan made. No weight is read."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from klotski.assets import BUNDLED, SHAPES, TINY
+from klotski.core import LaneName, Prediction, Request
+from klotski.executors.facts import gather_facts
+from klotski.executors.history import History
+from klotski.executors.planning import plan_run, wishes
+from klotski.model import OpenModel, open_model
+from klotski.planner import ModelFacts, Plan, Rates, Wishes
+from klotski.schema import DType, LoadFormat, RunConfig
+from klotski.telemetry import RunLog
+from klotski.weights import find_local, has_weights, resolve
+from klotski.workload import Encoder, RoughTokenizer, load_requests
+
+__all__ = ["Task", "foresees", "is_dummy", "prepare"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {DType.auto: None, DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
+
+
+class Task(NamedTuple):
+    """What is to be run, planned, before any weight is read."""
+
+    model: OpenModel
+    requests: list[Request]
+    encoder: Encoder
+    facts: ModelFacts
+    history: History
+    wishes: Wishes
+    plan: Plan
+
+
+def prepare(config: RunConfig, log: RunLog, *, is_predicted: bool = False) -> Task:
+    """Open the model, read the workload, and plan. `is_predicted`: no weights are needed."""
+    folder = find_shape(config) if is_predicted else find_checkpoint(config)
+    shape_only = is_dummy(config) or (is_predicted and not has_weights(folder))
+    model = open_model(folder, DTYPES[config.model.dtype], is_dummy=shape_only)
+    history = History(config.history, config.model.name, folder)
+    tokenizer = model.tokenizer or (RoughTokenizer() if is_predicted else None)
+    encoder = Encoder(tokenizer, model.config.get_text_config().vocab_size, model.context)
+    requests = load_requests(config.workload, encoder, log.error)
+    if log.num_errors:
+        logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
+    facts = gather_facts(model, foresees=foresees(config))
+    if shape_only and is_predicted:
+        facts = replace(facts, stored_bytes=facts.block_bytes)
+    facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
+    plan = plan_run(config, facts, requests, known_rates(history))
+    return Task(model, requests, encoder, facts, history, wishes(config), plan)
+
+
+def find_checkpoint(config: RunConfig) -> Path:
+    """The model's folder."""
+    model = config.model
+    if model.path == BUNDLED:
+        return TINY
+    return resolve(model.path, with_weights=not is_dummy(config), made_by=model.made_by)
+
+
+def find_shape(config: RunConfig) -> Path:
+    """A folder with the model's config: the model's own, if it is here, or that of its shape."""
+    model = config.model
+    file = Path(model.path).expanduser()
+    if model.shape and find_local(model.path) is None:
+        return SHAPES / model.shape if (SHAPES / model.shape).is_dir() else Path(model.shape).expanduser()
+    return file.parent if file.is_file() else find_checkpoint(config)
+
+
+def is_dummy(config: RunConfig) -> bool:
+    """Whether weights are made up."""
+    return config.model.load_format is LoadFormat.dummy
+
+
+def foresees(config: RunConfig) -> bool:
+    """Whether routers are asked early."""
+    return config.pipeline.predictor is Prediction.lookahead
+
+
+def known_rates(history: History) -> Rates | None:
+    """What earlier runs measured, to plan by."""
+    known = history.rates
+    if known is None:
+        return None
+    return Rates(known[LaneName.DISK], known[LaneName.COMPUTE], "measured by earlier runs of this model")

@@ -1,0 +1,9 @@
+"""A sweep without a model: batches that compute nothing, routers that are drawn, blocks that take their time."""
+
+from klotski.simulation.batch import SyntheticBatch
+from klotski.simulation.durations import Durations
+from klotski.simulation.routers import Routers
+from klotski.simulation.supply import Supply
+from klotski.simulation.worker import IdleWorker
+
+__all__ = ["Durations", "IdleWorker", "Routers", "Supply", "SyntheticBatch"]

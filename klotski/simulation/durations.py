@@ -1,0 +1,41 @@
+"""How long each operation takes: the planner's costs, one operation at a time."""
+
+from collections.abc import Callable, Mapping
+
+from klotski.core import Compute, Operation
+from klotski.planner.costs import SHARED, Costs, Work
+from klotski.simulation.batch import SyntheticBatch
+
+__all__ = ["Durations"]
+
+
+class Durations:
+    """Seconds of operations on the compute lane, by the planner's own costs: there is one cost model.
+
+    `batches`: those under way, by index. `is_reading`: whether blocks arrive now, which costs experts some of
+    memory's bandwidth, and the cores themselves. What sorting, summing and leaving a layer take is part of a
+    batch's turn.
+    """
+
+    def __init__(self, costs: Costs, batches: Mapping[int, SyntheticBatch], is_reading: Callable[[], bool]) -> None:
+        self._costs = costs
+        self._batches = batches
+        self._is_reading = is_reading
+        self._layers = costs.facts.num_layers
+        with_experts = sum(count > 0 for count in costs.facts.expert_counts)
+        self._choices = costs.facts.top_k * max(1, with_experts)  # of experts, that a token makes in a sweep
+
+    def __call__(self, operation: Operation) -> float:
+        """Seconds of one operation."""
+        match operation.kind:
+            case Compute.ATTENTION:
+                batch = self._batches[operation.batch]
+                context = batch.sequences * batch.seen
+                work = Work(operation.tokens, 0, 1, context)
+                return (self._costs.attention(work) + self._costs.cache(work)) / self._layers
+            case Compute.EXPERT:
+                shared = SHARED if self._is_reading() else 0.0
+                return self._costs.experts(operation.tokens / self._choices, 1) * (1 + shared)
+            case Compute.SCORE:
+                return self._costs.head(Work(0, operation.tokens, 1, 0))
+        return 0.0

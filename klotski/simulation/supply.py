@@ -1,0 +1,67 @@
+"""Where blocks come from, in virtual time: disk, or CPU memory and, for what it has no room for, disk."""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+
+from klotski.core import Block, LaneName, Operation
+from klotski.lanes import Event, SpanSink, VirtualClock, VirtualLane
+from klotski.planner import ModelFacts, Rates
+from klotski.weights.residency import SlotKind
+
+__all__ = ["Supply"]
+
+WINDOW = 16  # blocks of CPU memory that what comes from disk goes through on its way into a GPU
+
+
+class Supply:
+    """The lanes that blocks arrive on; `bring` is what `Residency` starts a transfer with.
+
+    Without a link (`rates.link`) blocks come from disk. With one, those that `host` bytes hold, in `order`, come from
+    CPU memory; the others are read into CPU memory first.
+    """
+
+    def __init__(
+        self, facts: ModelFacts, rates: Rates, order: Sequence[Block], host: int, sink: SpanSink, clock: VirtualClock
+    ) -> None:
+        self._facts = facts
+        self._disk = VirtualLane(LaneName.DISK, sink, clock, lambda operation: operation.nbytes / rates.disk)
+        self._link: VirtualLane | None = None
+        self._on_host: set[Block] = set()
+        self._window: deque[Event] = deque()
+        if (speed := rates.link) is not None:
+            self._link = VirtualLane(LaneName.LINK, sink, clock, lambda operation: operation.nbytes / speed)
+            self._on_host = set(take(facts, order, host - WINDOW * facts.largest_expert))
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether blocks are being written to the memory that is computed from."""
+        return (self._link or self._disk).is_busy
+
+    def bring(self, block: Block, slot: int, after: Collection[Event]) -> Event:
+        """Start a transfer."""
+        del slot
+        operation = Operation(SlotKind.of(block), block.layer, block.expert, nbytes=self._facts.stored_bytes[block])
+        if self._link is None:
+            return self._disk.submit(operation, nothing, tuple(after))
+        if block in self._on_host:
+            return self._link.submit(operation, nothing, tuple(after))
+        room = (self._window.popleft(),) if len(self._window) == WINDOW else ()
+        read = self._disk.submit(operation, nothing, room)
+        arrival = self._link.submit(operation, nothing, (read, *after))
+        self._window.append(arrival)
+        return arrival
+
+
+def take(facts: ModelFacts, order: Sequence[Block], room: int) -> list[Block]:
+    """As many blocks as there is room for, in this order."""
+    taken = []
+    for block in order:
+        room -= facts.block_bytes[block]
+        if room < 0:
+            break
+        taken.append(block)
+    return taken
+
+
+def nothing() -> None:
+    """What a transfer in virtual time does."""

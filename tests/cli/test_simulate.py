@@ -1,0 +1,60 @@
+"""What would a model do on that machine? Answered where neither is at hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.process import run_klotski
+
+
+def predict(*overrides: str, cwd: Path) -> tuple[str, dict[str, Any]]:
+    finished = run_klotski(*overrides, "hydra.run.dir=run", cwd=cwd)
+    assert (finished.status, finished.err.count("Traceback")) == (0, 0), finished.err
+    metrics: dict[str, Any] = json.loads((cwd / "run" / "metrics.json").read_text())
+    assert (metrics["status"], metrics["mode"]) == ("ok", "predicted")
+    return finished.out + finished.err, metrics
+
+
+def test_a_model_and_a_gpu_that_are_not_here_are_predicted(tmp_path: Path) -> None:
+    said, metrics = predict("model=mixtral", "hw=rtx4090", "pipeline=klotski", cwd=tmp_path)
+    assert "predicted, not run: hw=rtx4090 has a GPU" in said
+    assert metrics["reason"] in said
+    assert metrics["bound"]["resource"] == "link"
+    assert 0 < metrics["bound"]["efficiency"] <= 1
+    assert metrics["output_tokens"] == 32 * 64
+    assert f"{metrics['output_tokens_per_second']:.1f} tokens/s" in said
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    assert {event["args"]["name"] for event in trace["traceEvents"] if event.get("name") == "thread_name"} >= {
+        "compute",
+        "link",
+    }
+    assert not (tmp_path / "run" / "results.jsonl").read_text()
+
+
+def test_without_weights_a_run_on_this_machine_is_predicted_and_told_how_to_be_run(tmp_path: Path) -> None:
+    said, metrics = predict("model=mixtral", "workload.limit=2", "workload.max_tokens=2", cwd=tmp_path)
+    assert "executor=torch fetches and runs them" in said
+    assert metrics["bytes_moved"].keys() == {"disk"}
+
+
+def test_the_same_run_is_predicted_to_the_last_digit(tmp_path: Path) -> None:
+    times = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        metrics = predict("executor=simulate", "workload.max_tokens=8", "hw.runtime_memory=200MB", cwd=tmp_path / name)[
+            1
+        ]
+        times.append((metrics["elapsed_time"], metrics["lane_busy_seconds"]))
+    assert times[0] == times[1]
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("hw.link_bandwidth=200Gb/s", "hw.link_bandwidth"), ("hw.batch_overhead=-1ms", "hw.batch_overhead")],
+)
+def test_hardware_that_cannot_be_is_refused_by_its_key(override: str, key: str, tmp_path: Path) -> None:
+    finished = run_klotski("model=mixtral", "hw=rtx4090", override, "hydra.run.dir=run", cwd=tmp_path)
+    assert finished.status == 1
+    assert key in finished.err

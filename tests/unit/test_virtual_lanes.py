@@ -1,0 +1,121 @@
+"""Virtual time: it never runs backwards, no lane does two things at once, and the same input gives the same times."""
+
+from collections.abc import Generator
+from itertools import pairwise
+
+import pytest
+import simpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klotski.core import Operation
+from klotski.lanes import Event, VirtualClock, VirtualComputeLane, VirtualLane
+from tests.unit.fakes import Sink, examples
+
+
+class Machine:
+    """A disk that takes a second for each byte, and a processor that takes one for each token."""
+
+    def __init__(self) -> None:
+        self.sink, self.clock = Sink(), VirtualClock()
+        self.disk = VirtualLane("disk", self.sink, self.clock, lambda operation: float(operation.nbytes))
+        self.compute = VirtualComputeLane("compute", self.sink, self.clock, lambda operation: float(operation.tokens))
+
+    def read(self, nbytes: int, *after: Event) -> Event:
+        return self.disk.submit(Operation("read", 0, nbytes=nbytes), lambda: None, after)
+
+    def work(self, tokens: int, *after: Event) -> Event:
+        return self.compute.submit(Operation("work", 0, tokens=tokens), lambda: None, after)
+
+    def spans(self, lane: str) -> list[tuple[float, float]]:
+        return [(span.begin, span.end) for span in self.sink.spans if span.lane == lane]
+
+
+def test_reading_goes_on_while_something_else_is_computed() -> None:
+    machine = Machine()
+    arrival = machine.read(3)
+    machine.work(2)
+    assert not arrival.is_done()
+    assert machine.disk.is_busy
+    machine.work(2, arrival)
+    assert machine.clock() == 5
+    assert [(span.begin, span.end) for span in machine.sink.bubbles] == [(2, 3)]
+    assert arrival.is_done()
+    assert not machine.disk.is_busy
+
+
+def test_an_operation_waits_for_the_one_before_and_for_its_events() -> None:
+    machine = Machine()
+    first = machine.read(2)
+    machine.read(1)
+    used = machine.work(4, first)
+    machine.read(1, used)
+    assert machine.spans("disk") == [(0, 2), (2, 3), (6, 7)]
+    assert machine.spans("compute") == [(2, 6)]
+
+
+def test_waiting_for_what_has_been_takes_no_time() -> None:
+    machine = Machine()
+    arrival = machine.read(1)
+    machine.work(5)
+    arrival.wait()
+    assert machine.clock() == 5
+
+
+def test_the_clock_never_runs_backwards() -> None:
+    clock = VirtualClock()
+    clock.advance(3)
+    clock.advance(1)
+    assert clock() == 3
+
+
+JOBS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.booleans()), min_size=1, max_size=30)
+
+
+def run(jobs: list[tuple[int, int, bool]]) -> Machine:
+    """Each is a block that is read, and the work on it, or on what was here."""
+    machine = Machine()
+    for nbytes, tokens, waits in jobs:
+        arrival = machine.read(nbytes)
+        machine.work(tokens, *([arrival] if waits else []))
+    return machine
+
+
+@given(JOBS)
+@examples(100)
+def test_no_lane_does_two_things_at_once_and_the_same_input_gives_the_same_times(
+    jobs: list[tuple[int, int, bool]],
+) -> None:
+    machine = run(jobs)
+    for lane in ("disk", "compute"):
+        spans = machine.spans(lane)
+        assert all(begin <= end for begin, end in spans)
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    assert machine.sink.spans == run(jobs).sink.spans
+
+
+@given(JOBS)
+@examples(50)
+def test_times_are_those_of_simpy(jobs: list[tuple[int, int, bool]]) -> None:
+    world = simpy.Environment()
+    disk = simpy.Resource(world)
+    ends: list[float] = []
+
+    def read(nbytes: int, done: simpy.Event) -> Generator[simpy.Event]:
+        with disk.request() as turn:
+            yield turn
+            yield world.timeout(nbytes)
+        done.succeed()
+
+    def host() -> Generator[simpy.Event]:
+        for nbytes, tokens, waits in jobs:
+            done = world.event()
+            world.process(read(nbytes, done))
+            if waits:
+                yield done
+            yield world.timeout(tokens)
+            ends.append(world.now)
+
+    world.process(host())
+    world.run()
+    assert [end for _, end in run(jobs).spans("compute")] == pytest.approx(ends)
