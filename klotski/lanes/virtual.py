@@ -48,13 +48,15 @@ class _Ending:
 class VirtualLane(Lane):
     """Transfers: an operation begins when it is submitted, the one before has ended, and its events have come.
 
-    `submit` returns at once; `run` is called there, for what it does beside taking time.
+    `submit` returns at once; `run` is called there, for what it does beside taking time. `start`: seconds that an
+    operation takes longer if the lane was at rest.
     """
 
-    def __init__(self, name: str, sink: SpanSink, clock: VirtualClock, duration: Duration) -> None:
+    def __init__(self, name: str, sink: SpanSink, clock: VirtualClock, duration: Duration, start: float = 0.0) -> None:
         super().__init__(name, sink, clock)
         self._time = clock
         self._duration = duration
+        self._start = start
         self._free = 0.0
 
     @property
@@ -66,7 +68,7 @@ class VirtualLane(Lane):
         """Queue the operation; its event knows when it will have ended."""
         begin = max(self._free, self._time(), *(event.end for event in after if isinstance(event, _Ending)))
         run()
-        self._free = begin + self._duration(operation)
+        self._free = begin + self._duration(operation) + (self._start if begin > self._free else 0.0)
         self._sink.span(Span(self.name, operation, begin, self._free))
         return _Ending(self._time, self._free)
 

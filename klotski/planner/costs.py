@@ -88,6 +88,11 @@ class Costs:
         from_disk = max(0.0, 1 - self.below / max(1, self.facts.weight_bytes))
         return min(rates.link, rates.disk / from_disk) if from_disk else rates.link
 
+    @cached_property
+    def start(self) -> float:
+        """Seconds that a block takes longer to arrive if it is the only one under way."""
+        return self.rates.start if self.rates.link is None else 0.0
+
     def workload(self, pace: Pace, slots: tuple[int, int], using: Using) -> float:
         """Seconds for all requests. `slots`: for experts, and lent ones beside them in sweeps without prompts."""
         reads = self.sweep(pace.reads, slots[0], using).total
@@ -141,6 +146,7 @@ class Costs:
         experts, head = self.experts(work.tokens, use.computed), self.head(work)
         arithmetic, disk = attention + cache + experts + head, use.nbytes / self.arrival
         if not self.overlaps or expert_slots < BUSY_SLOTS:
+            disk += use.nbytes / self.facts.mean_expert * self.start
             return Seconds(disk + arithmetic, disk, attention, cache, experts, head)
         ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / self.arrival
         layers = self.facts.num_layers

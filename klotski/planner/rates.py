@@ -11,7 +11,8 @@ class Rates(NamedTuple):
     `disk`: bytes a second at which blocks come from disk. `compute`: operations a second at which experts are
     multiplied. `memory`: bytes a second of weights on their way into a product, however few its rows, and of
     cached keys. `turn`, `step`: seconds of a batch's turn in a layer and of an expert's turn, whatever their
-    size. `link`: bytes a second from CPU memory to a GPU; None: arithmetic happens in CPU memory.
+    size. `start`: seconds that a disk at rest takes longer for a block than one that is at work already.
+    `link`: bytes a second from CPU memory to a GPU; None: arithmetic happens in CPU memory.
     """
 
     disk: float
@@ -20,6 +21,7 @@ class Rates(NamedTuple):
     memory: float = 2e10
     turn: float = 6e-3
     step: float = 5e-4
+    start: float = 3e-3
     link: float | None = None
 
 

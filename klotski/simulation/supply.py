@@ -24,7 +24,9 @@ class Supply:
         self, facts: ModelFacts, rates: Rates, order: Sequence[Block], host: int, sink: SpanSink, clock: VirtualClock
     ) -> None:
         self._facts = facts
-        self._disk = VirtualLane(LaneName.DISK, sink, clock, lambda operation: operation.nbytes / rates.disk)
+        self._disk = VirtualLane(
+            LaneName.DISK, sink, clock, lambda operation: operation.nbytes / rates.disk, rates.start
+        )
         self._link: VirtualLane | None = None
         self._on_host: set[Block] = set()
         self._window: deque[Event] = deque()
