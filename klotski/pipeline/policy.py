@@ -4,8 +4,9 @@ A strategy is a `Policy`, four switches of the config. There is one policy, so t
 difference between two strategies is an override.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from klotski.core import OnDemand, Order, Prefetch
 
@@ -39,19 +40,19 @@ class Policy:
         used = [expert for expert, count in enumerate(counts) if count]
         return used if self.order is Order.index else hottest(used, counts)
 
-    def choose(self, remaining: Mapping[int, int], here: Collection[int], coming: Sequence[int]) -> int:
+    def choose(self, remaining: Mapping[int, int], here: Collection[int], coming: Iterable[int]) -> int:
         """The expert to compute next.
 
         `remaining`: tokens of each expert still to be computed; `here`, `coming`: those of them
         that can be used now, and those on their way, next arrival first. Where some are here or
         coming the choice is one of them: what has a slot gives it back soonest.
         """
-        known = [*here, *coming] or list(remaining)
+        if self.order is Order.arrival:
+            coming = islice(coming, 0 if here else 1)
+        known = [*here, *coming] or remaining
         if self.order is Order.index:
             return min(known)
-        if self.order is Order.arrival:
-            known = list(here) or list(coming[:1]) or known
-        return hottest(known, remaining)[0]
+        return min(known, key=lambda expert: (-remaining[expert], expert))
 
 
 def hottest(experts: Collection[int], weight: Mapping[int, float] | Sequence[float]) -> list[int]:

@@ -250,11 +250,9 @@ class Sweeper:
         self._ended = (self._compute.submit(combine, partial(self._worker.combine, layer)),)
 
     def _choose(self, layer: int, remaining: dict[int, int]) -> int:
-        here = list(self._residency.resident_experts(layer) & remaining.keys())
-        coming: list[int] = []
-        for expert, has_come in self._residency.sent_for(layer):
-            if expert in remaining:
-                (here if has_come else coming).append(expert)
+        here = [*(self._residency.resident_experts(layer) & remaining.keys())]
+        here += [expert for expert in self._residency.arrived(layer) if expert in remaining]
+        coming = (expert for expert in self._residency.coming(layer) if expert in remaining)
         return self._policy.choose(remaining, here, coming)
 
     def _finish(self, layer: int, batch: Batch) -> Event:

@@ -12,8 +12,9 @@ used between `lend` and `withdraw` only, and what lies in them then is lost.
 """
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from enum import StrEnum
+from itertools import dropwhile, takewhile
 
 from klotski.core import DENSE, Block, Residents
 from klotski.lanes import Event
@@ -34,7 +35,8 @@ class SlotKind(StrEnum):
 
 
 Bring = Callable[[Block, int, Collection[Event]], Event]
-"""(block, slot, events to wait for) -> the block's arrival; starts the transfer."""
+"""(block, slot, events to wait for) -> the block's arrival; starts the transfer. Blocks arrive in the order in which
+they are sent for: the last lane on their way is one."""
 
 
 class Residency:
@@ -101,10 +103,15 @@ class Residency:
         """What a use of the block has to wait for."""
         return () if block in self._residents else (self._arrivals[block.layer][block],)
 
-    def sent_for(self, layer: int) -> list[tuple[int, bool]]:
-        """A layer's experts that occupy a slot, in the order in which they were sent for; whether each has come."""
-        arrivals = self._arrivals[layer].items()
-        return [(block.expert, arrival.is_done()) for block, arrival in arrivals if not block.is_dense]
+    def arrived(self, layer: int) -> list[int]:
+        """A layer's experts that were sent for and have come, first arrival first."""
+        experts = ((block.expert, arrival) for block, arrival in self._arrivals[layer].items() if not block.is_dense)
+        return [expert for expert, _ in takewhile(lambda each: each[1].is_done(), experts)]
+
+    def coming(self, layer: int) -> Iterator[int]:
+        """Those that are on their way, next arrival first."""
+        experts = ((block.expert, arrival) for block, arrival in self._arrivals[layer].items() if not block.is_dense)
+        return (expert for expert, _ in dropwhile(lambda each: each[1].is_done(), experts))
 
     def slot(self, block: Block) -> int:
         """The slot of a block that was requested and not released."""

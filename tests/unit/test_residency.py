@@ -66,9 +66,8 @@ def test_any_sequence_of_requests_and_releases_leaves_every_slot_accounted_for(
             assert set(taken) <= set(range(slots[kind]))
         for layer in range(3):
             experts = [block for block in held if block.layer == layer and not block.is_dense]
-            assert dict(residency.sent_for(layer)) == {
-                block.expert: transfers.arrivals[block].done for block in experts
-            }
+            assert {*residency.arrived(layer), *residency.coming(layer)} == {block.expert for block in experts}
+            assert all(transfers.arrivals[Block(layer, expert)].done for expert in residency.arrived(layer))
         for block in BLOCKS:
             assert residency.is_known(block) == (block in residents or block in held)
             assert residency.has_free_slot(block) == (
@@ -82,10 +81,10 @@ def test_a_block_is_on_its_way_until_it_has_arrived() -> None:
     residency = Residency(SLOTS, (), transfers)
     for expert in (2, 0, 1):
         residency.request(Block(0, expert))
-    assert residency.sent_for(0) == [(2, False), (0, False), (1, False)]
-    transfers.arrivals[Block(0, 0)].done = True
-    assert residency.sent_for(0) == [(2, False), (0, True), (1, False)]
-    assert residency.sent_for(1) == []
+    assert (residency.arrived(0), list(residency.coming(0))) == ([], [2, 0, 1])
+    transfers.arrivals[Block(0, 2)].done = True
+    assert (residency.arrived(0), list(residency.coming(0))) == ([2], [0, 1])
+    assert (residency.arrived(1), list(residency.coming(1))) == ([], [])
     assert residency.arrival(Block(0, 2)) == (transfers.arrivals[Block(0, 2)],)
 
 
