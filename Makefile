@@ -34,6 +34,9 @@ bench-ablation: $(VENV)/.bench ## what each idea adds, and the rivals' strategie
 bench-planner: $(VENV)/.bench ## what the planner chooses against a grid of choices; hours, and root
 	$(BIN)/python -m tests.benchmarks.planner $(ARGS)
 
+bench-prediction: $(VENV)/.bench ## what the simulator says of a run, and what the run did; an hour, and root
+	$(BIN)/python -m tests.benchmarks.prediction $(ARGS)
+
 shapes: setup ## random checkpoints of five architectures under outputs/, 0.8 GB, for experiment=architectures
 	$(BIN)/python -m scripts.random_checkpoint
 
@@ -54,4 +57,4 @@ format: setup ## lay the code out as the linter wants it
 clean: ## remove what was built here; runs in outputs/ stay
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run test bench-models bench bench-ablation bench-planner shapes lint format clean
+.PHONY: help setup run test bench-models bench bench-ablation bench-planner bench-prediction shapes lint format clean

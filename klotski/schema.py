@@ -93,6 +93,11 @@ class HwConfig:
     """What blocks come from disk at, to plan by: `1.6GB/s`. `auto`: what earlier runs of the model measured."""
     compute_rate: str = "auto"
     """What experts are multiplied at, to plan by: `400GFLOP/s`. `auto`: what earlier runs of the model measured."""
+    dense_rate: str = "auto"
+    """What dense parts are multiplied at, with all that goes on between their products. `auto`: likewise, or three
+    quarters of the experts'."""
+    disk_latency: str = "auto"
+    """What a block takes longer if the disk was at rest, to plan by: `3ms`."""
     link_bandwidth: str = "auto"
     """From CPU memory to a GPU, to plan by: `25GB/s`. `auto`: no GPU, arithmetic happens in CPU memory."""
     memory_bandwidth: str = "auto"
@@ -101,6 +106,8 @@ class HwConfig:
     """A batch's turn in a layer, whatever its size, to plan by: `1ms`."""
     expert_overhead: str = "auto"
     """An expert's turn, likewise: `100us`."""
+    operation_overhead: str = "auto"
+    """The pipeline's own, from one operation to the next, likewise: `50us`."""
 
 
 @dataclass
@@ -254,9 +261,10 @@ def check(config: RunConfig) -> None:
     parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
     for name in ("disk", "link", "memory"):
         parse_rate(f"hw.{name}_bandwidth", getattr(config.hw, f"{name}_bandwidth"), "B")
-    parse_rate("hw.compute_rate", config.hw.compute_rate, "FLOP")
-    for name in ("batch", "expert"):
-        parse_seconds(f"hw.{name}_overhead", getattr(config.hw, f"{name}_overhead"))
+    for name in ("compute_rate", "dense_rate"):
+        parse_rate(f"hw.{name}", getattr(config.hw, name), "FLOP")
+    for name in ("batch_overhead", "expert_overhead", "operation_overhead", "disk_latency"):
+        parse_seconds(f"hw.{name}", getattr(config.hw, name))
     parse_count("hw.threads", config.hw.threads)
     parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens)
     n_batches = parse_count("pipeline.n_batches", config.pipeline.n_batches)

@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 
-from klotski.core import LaneName
 from klotski.pipeline import RoutingTable
+from klotski.planner import NOMINAL, Rates
 
 __all__ = ["History"]
 
 logger = logging.getLogger(__name__)
 
+KEPT = ("disk", "compute", "dense", "turn", "step", "between")  # of the rates
 RUNS = 5  # whose rates are remembered; machines are shared, so the median of them counts
 
 
@@ -34,7 +35,7 @@ class History:
     def __init__(self, setting: str, name: str, folder: Path) -> None:
         self._file: Path | None = None
         self._known: dict[str, NDArray[Any]] = {}
-        self._rates = f"rates_{socket.gethostname()}"  # a home may be shared between machines
+        self._rates = f"machine_{socket.gethostname()}"  # a home may be shared between machines
         if setting != "none":
             home = user_cache_path("klotski") / "history" if setting == "auto" else Path(setting).expanduser()
             self._file = home / f"{name}-{fingerprint(folder)}.npz"
@@ -45,12 +46,12 @@ class History:
         return table.recall(self._known)
 
     @property
-    def rates(self) -> dict[str, float] | None:
-        """Bytes a second by disk and operations a second by compute, as runs on this machine reached; None: no run."""
+    def rates(self) -> Rates | None:
+        """What runs on this machine reached, in the median; None: no run."""
         if self._rates not in self._known:
             return None
-        disk, compute = (median(column) for column in self._known[self._rates].T.tolist())
-        return {LaneName.DISK: disk, LaneName.COMPUTE: compute}
+        known = dict(zip(KEPT, map(median, self._known[self._rates].T.tolist()), strict=True))
+        return NOMINAL._replace(**known, reason="measured by earlier runs of this model")
 
     def shares(self, experts: Sequence[int], top_k: int) -> list[list[float]] | None:
         """For each layer, the share of tokens that chose each expert; None: no run."""
@@ -59,14 +60,14 @@ class History:
             return None
         return [(top_k * each / max(each.sum(), 1e-9)).tolist() for each in table.shares]
 
-    def keep(self, table: RoutingTable, rates: Mapping[str, float]) -> None:
-        """Add what this run learned. What goes wrong is said, and is no reason for a run to fail."""
+    def keep(self, table: RoutingTable, rates: Rates | None) -> None:
+        """Add what this run learned; None: nothing of the machine. What goes wrong is said, and fails no run."""
         if self._file is None:
             return
         known = table.arrays()
         runs = [self._known[self._rates]] if self._rates in self._known else []
-        if all(rates.get(lane) for lane in (LaneName.DISK, LaneName.COMPUTE)):  # nothing streamed, nothing was read
-            runs.append(np.array([[rates[LaneName.DISK], rates[LaneName.COMPUTE]]]))
+        if rates is not None:
+            runs.append(np.array([[getattr(rates, name) for name in KEPT]]))
         if runs:
             known[self._rates] = np.concatenate(runs)[-RUNS:]
         try:

@@ -22,10 +22,10 @@ from klotski.planner import (
     runtime_memory,
 )
 from klotski.schema import LoadFormat, RunConfig
-from klotski.units import format_size, parse_count, parse_rate, parse_seconds, parse_size
+from klotski.units import format_flops, format_size, parse_count, parse_rate, parse_seconds, parse_size
 from klotski.workload import in_batch_order
 
-__all__ = ["describe", "plan_run", "wishes"]
+__all__ = ["describe", "hardware_file", "plan_run", "wishes"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,9 @@ def choose_rates(config: RunConfig, otherwise: Rates) -> Rates:
     memory = parse_rate("hw.memory_bandwidth", hw.memory_bandwidth, "B")
     turn = parse_seconds("hw.batch_overhead", hw.batch_overhead)
     step = parse_seconds("hw.expert_overhead", hw.expert_overhead)
+    between = parse_seconds("hw.operation_overhead", hw.operation_overhead)
+    start = parse_seconds("hw.disk_latency", hw.disk_latency)
+    dense = parse_rate("hw.dense_rate", hw.dense_rate, "FLOP")
     match disk, compute:
         case _ if link is not None:
             reason = f"of hw={hw.name}"
@@ -104,8 +107,32 @@ def choose_rates(config: RunConfig, otherwise: Rates) -> Rates:
         memory=memory or otherwise.memory,
         turn=turn or otherwise.turn,
         step=step or otherwise.step,
+        between=between or otherwise.between,
+        start=start or otherwise.start,
         link=link,
+        dense=dense or (None if compute else otherwise.dense),
     )
+
+
+def hardware_file(rates: Rates) -> str:
+    """What a run measured, as an option of the group `hw` that another can plan and predict by."""
+    settings = {
+        "disk_bandwidth": f"{format_size(rates.disk)}/s",
+        "disk_latency": f"{1e3 * rates.start:.3g}ms",
+        "memory_bandwidth": f"{format_size(rates.memory)}/s",
+        "compute_rate": format_flops(rates.compute),
+        "dense_rate": format_flops(rates.dense or 1.0),
+        "batch_overhead": f"{1e6 * rates.turn:.0f}us",
+        "expert_overhead": f"{1e6 * rates.step:.0f}us",
+        "operation_overhead": f"{1e6 * rates.between:.0f}us",
+    }
+    head = [
+        "# What a run reached on its machine. To plan and to predict by it, anywhere, with this file in FOLDER/hw:",
+        "#   klotski --config-dir FOLDER hw=measured executor=simulate",
+        "defaults: [schema/hw@_here_, _self_]",
+        "name: measured",
+    ]
+    return "\n".join([*head, *(f"{key}: {value}" for key, value in settings.items())]) + "\n"
 
 
 def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int) -> None:

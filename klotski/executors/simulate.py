@@ -53,11 +53,13 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     plan, facts, clock = task.plan, task.facts, VirtualClock()
     demand = Demand([(len(request.prompt), request.max_tokens) for request in task.requests])
     host = parse_size("hw.host_memory", config.hw.host_memory) or 0
-    costs = Costs(facts, demand, plan.rates, config.pipeline.on_demand is OnDemand.eager, host)
+    of_operations = plan.rates._replace(between=0.0)
+    costs = Costs(facts, demand, of_operations, config.pipeline.on_demand is OnDemand.eager, host)
     under_way: dict[int, SyntheticBatch] = {}
     lasting = [block for block in placement_order(facts, task.wishes) if block not in set(plan.residents)]
     supply = Supply(facts, plan.rates, lasting, host, recorder, clock)
-    compute = VirtualComputeLane(LaneName.COMPUTE, recorder, clock, Durations(costs, under_way, lambda: supply.is_busy))
+    durations = Durations(costs, under_way, lambda: supply.is_busy)
+    compute = VirtualComputeLane(LaneName.COMPUTE, recorder, clock, durations, plan.rates.between)
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     residency = Residency(slots, plan.residents, supply.bring, plan.lent_slots, config.placement.residents)
     table = RoutingTable(facts.expert_counts)

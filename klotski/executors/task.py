@@ -8,12 +8,12 @@ from typing import NamedTuple
 import torch
 
 from klotski.assets import BUNDLED, SHAPES, TINY
-from klotski.core import LaneName, Prediction, Request
+from klotski.core import Prediction, Request
 from klotski.executors.facts import gather_facts
 from klotski.executors.history import History
 from klotski.executors.planning import plan_run, wishes
 from klotski.model import OpenModel, open_model
-from klotski.planner import ModelFacts, Plan, Rates, Wishes
+from klotski.planner import ModelFacts, Plan, Wishes
 from klotski.schema import DType, LoadFormat, RunConfig
 from klotski.telemetry import RunLog
 from klotski.weights import find_local, has_weights, resolve
@@ -53,7 +53,7 @@ def prepare(config: RunConfig, log: RunLog, *, is_predicted: bool = False) -> Ta
     if shape_only and is_predicted:
         facts = replace(facts, stored_bytes=facts.block_bytes)
     facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
-    plan = plan_run(config, facts, requests, known_rates(history))
+    plan = plan_run(config, facts, requests, history.rates)
     return Task(model, requests, encoder, facts, history, wishes(config), plan)
 
 
@@ -82,11 +82,3 @@ def is_dummy(config: RunConfig) -> bool:
 def foresees(config: RunConfig) -> bool:
     """Whether routers are asked early."""
     return config.pipeline.predictor is Prediction.lookahead
-
-
-def known_rates(history: History) -> Rates | None:
-    """What earlier runs measured, to plan by."""
-    known = history.rates
-    if known is None:
-        return None
-    return Rates(known[LaneName.DISK], known[LaneName.COMPUTE], "measured by earlier runs of this model")

@@ -10,15 +10,14 @@ from rich.console import Console
 from klotski.core import Block, LaneName, Misses, Request, Residents, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.facts import workspace_shape
-from klotski.executors.history import History
-from klotski.executors.planning import describe
+from klotski.executors.planning import describe, hardware_file
 from klotski.executors.rates import RateSamples
 from klotski.executors.task import Task, foresees, is_dummy, prepare
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
 from klotski.model import Decoding, Foresight, GenerationBatch, OpenModel, Workspace, keep_routers
 from klotski.pipeline import Policy, RoutingTable, Sweeper, create_predictor, run_group
-from klotski.planner import Plan, process_memory, show_plan
+from klotski.planner import NOMINAL, Calibration, Plan, process_memory, show_plan
 from klotski.schema import RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import parse_count
@@ -78,7 +77,8 @@ def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, to
     model, plan = task.model, task.plan
     with ExitStack() as stack, torch.inference_mode():
         account = stack.enter_context(Account(task.requests, task.facts, task.encoder, log, recorder, totals))
-        compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
+        calibration = Calibration(recorder)
+        compute = InlineLane(LaneName.COMPUTE, calibration, log.clock)
         source: Source = DummyReader() if is_dummy(config) else Reader(model.staging)
         stack.callback(source.close)  # after the lane that reads with it
         disk = ThreadLane(LaneName.DISK, recorder, log.clock, DEPTH)
@@ -87,7 +87,7 @@ def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, to
         store = load_weights(model, plan, source, disk, workspace, config.placement.residents)
         table = RoutingTable(model.shell.expert_counts)
         task.history.recall(table)
-        stack.callback(lambda: keep_what_was_learned(table, task.history, log, totals))
+        stack.callback(lambda: keep_what_was_learned(table, task, calibration, log, totals))
         rates = RateSamples(store, workspace)
         account.measured(rates.measure())
         account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
@@ -164,7 +164,14 @@ def make_batches(
         )
 
 
-def keep_what_was_learned(table: RoutingTable, history: History, log: RunLog, totals: Totals) -> None:
+def keep_what_was_learned(
+    table: RoutingTable, task: Task, calibration: Calibration, log: RunLog, totals: Totals
+) -> None:
     """Leave it in the run's folder, and for the next run."""
     log.experts(table.summary())
-    history.keep(table, totals.rates)
+    rates = None
+    if all(totals.rates.get(lane) for lane in (LaneName.DISK, LaneName.COMPUTE)):  # nothing streamed, nothing was read
+        measured = NOMINAL._replace(disk=totals.rates[LaneName.DISK], compute=totals.rates[LaneName.COMPUTE])
+        rates = calibration.rates(task.facts, measured, totals.busy_share(LaneName.DISK), totals.between)
+        log.hardware(hardware_file(rates))
+    task.history.keep(table, rates)

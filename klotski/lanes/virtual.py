@@ -74,12 +74,15 @@ class VirtualLane(Lane):
 
 
 class VirtualComputeLane(InlineLane):
-    """The compute lane: as `InlineLane`, but each operation lets its time pass."""
+    """The compute lane: as `InlineLane`, but each operation lets its time pass, and `between` seconds after it."""
 
-    def __init__(self, name: str, sink: SpanSink, clock: VirtualClock, duration: Duration) -> None:
+    def __init__(
+        self, name: str, sink: SpanSink, clock: VirtualClock, duration: Duration, between: float = 0.0
+    ) -> None:
         super().__init__(name, sink, clock)
         self._time = clock
         self._duration = duration
+        self._between = between
 
     def _run(self, operation: Operation, run: Callable[[], object]) -> None:
         begin = self._time()
@@ -87,3 +90,4 @@ class VirtualComputeLane(InlineLane):
         run()
         self._time.advance(begin + seconds)
         self._sink.span(Span(self.name, operation, begin, self._time()))
+        self._time.advance(self._time() + self._between)

@@ -1,5 +1,6 @@
 """What the run is decided to be before it starts."""
 
+from klotski.planner.calibration import Calibration
 from klotski.planner.costs import Costs
 from klotski.planner.demand import Demand
 from klotski.planner.explain import explain
@@ -14,6 +15,7 @@ from klotski.planner.terms import Budget, Terms, Wishes
 __all__ = [
     "NOMINAL",
     "Budget",
+    "Calibration",
     "Costs",
     "Demand",
     "ModelFacts",

@@ -15,10 +15,11 @@ from klotski.planner.memory import SCORED
 from klotski.planner.rates import NOMINAL, Rates
 from klotski.planner.streaming import Using
 
-__all__ = ["BUSY_SLOTS", "SHARED", "Costs", "Forecast", "Pace", "Seconds", "Work"]
+__all__ = ["BUSY_SLOTS", "DENSE", "SHARED", "Costs", "Forecast", "Pace", "Seconds", "Work"]
 
 BUSY_SLOTS = 2  # for experts
 DENSE = 0.75  # of the experts' rate, in a layer's dense part, with all that goes on between its products
+TURN_OPERATIONS = 2  # of a batch in a layer: up to its experts, and behind them
 SHARED = 0.15  # of the time in which both go on, lost to each other: memory's bandwidth, and the cores themselves
 UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 
@@ -157,8 +158,9 @@ class Costs:
 
     def attention(self, work: Work) -> float:
         """Seconds of all layers' dense parts: attention, router, shared experts."""
-        products = work.tokens * self.facts.dense_flops / (DENSE * self.rates.compute)
-        return products + self.facts.num_layers * work.batches * self.rates.turn
+        products = work.tokens * self.facts.dense_flops / (self.rates.dense or DENSE * self.rates.compute)
+        turn = self.rates.turn + TURN_OPERATIONS * self.rates.between
+        return products + self.facts.num_layers * work.batches * turn
 
     def cache(self, work: Work) -> float:
         """Seconds in which attention gets the keys and values of earlier tokens out of memory, in all layers."""
@@ -166,7 +168,7 @@ class Costs:
 
     def experts(self, tokens: float, count: float) -> float:
         """Seconds of so many experts, of all layers, over so many tokens."""
-        turn = self.rates.step + self.facts.largest_expert / self.rates.memory
+        turn = self.rates.step + self.rates.between + self.facts.largest_expert / self.rates.memory
         return tokens * self.facts.expert_flops / self.rates.compute + count * turn
 
     def head(self, work: Work) -> float:

@@ -8,11 +8,13 @@ __all__ = ["NOMINAL", "Rates"]
 class Rates(NamedTuple):
     """What a machine reaches, and why it is held to.
 
-    `disk`: bytes a second at which blocks come from disk. `compute`: operations a second at which experts are
-    multiplied. `memory`: bytes a second of weights on their way into a product, however few its rows, and of
-    cached keys. `turn`, `step`: seconds of a batch's turn in a layer and of an expert's turn, whatever their
-    size. `start`: seconds that a disk at rest takes longer for a block than one that is at work already.
-    `link`: bytes a second from CPU memory to a GPU; None: arithmetic happens in CPU memory.
+    `disk`: bytes a second at which blocks come from disk; `start`: seconds that a disk at rest takes longer for a
+    block than one that is at work already. `link`: bytes a second from CPU memory to a GPU; None: arithmetic happens
+    in CPU memory. `memory`: bytes a second of weights on their way into a product, however few its rows, and of
+    cached keys. `compute`: operations a second at which experts are multiplied; `dense`: those of a layer's dense
+    part, with all that goes on between its products; None: three quarters of the experts'. `turn`, `step`: seconds
+    of a batch's turn in a layer and of an expert's turn, whatever their size; `between`: of the pipeline's own, from
+    one operation to the next.
     """
 
     disk: float
@@ -21,8 +23,10 @@ class Rates(NamedTuple):
     memory: float = 2e10
     turn: float = 6e-3
     step: float = 5e-4
+    between: float = 0.0
     start: float = 3e-3
     link: float | None = None
+    dense: float | None = None
 
 
 NOMINAL = Rates(1.6e9, 4e11, "nominal: two cores and an NVMe drive")

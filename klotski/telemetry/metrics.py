@@ -70,6 +70,18 @@ class Totals:
     plan: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None  # why a run is predicted
 
+    @property
+    def between(self) -> float:
+        """Seconds of all sweeps in which the compute lane neither worked nor waited for a block."""
+        idle = sum(each.seconds - each.busy.get(LaneName.COMPUTE, 0.0) - each.bubble for each in self.sweeps)
+        return max(0.0, idle)
+
+    def busy_share(self, lane: str) -> float:
+        """Of the time of all sweeps, the share in which a lane was at work."""
+        return ratio(
+            sum(sweep.busy.get(lane, 0.0) for sweep in self.sweeps), sum(sweep.seconds for sweep in self.sweeps)
+        )
+
 
 def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error: str | None) -> dict[str, Any]:
     """The content of `metrics.json`."""

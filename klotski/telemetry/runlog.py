@@ -67,6 +67,16 @@ class RunLog:
         content = {"schema": SCHEMA_VERSION} | experts
         self._guard("experts.json", lambda: write_whole(self.folder / "experts.json", content))
 
+    def hardware(self, text: str) -> None:
+        """`hw/measured.yaml`, an option of the group `hw`."""
+
+        def write() -> None:
+            file = self.folder / "hw" / "measured.yaml"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+
+        self._guard("hw/measured.yaml", write)
+
     def metrics(self, metrics: dict[str, Any]) -> None:
         """`metrics.json`; the last thing a run writes."""
         (self.folder / ".reserve").unlink(missing_ok=True)

@@ -69,7 +69,7 @@ def accelerate(model: str, batch_size: int, steps: int | None) -> dict[str, Any]
         subprocess.run(command, check=True)
     arguments = ["run", "--prepared", str(prepared), "--batch-size", str(batch_size)]
     arguments += ["--input-tokens", "64", "--output-tokens", "64", *(["--steps", str(steps)] if steps else [])]
-    said = limited("-m", program, *arguments, settings=RIVAL_SETTINGS)
+    said = limited("-m", program, *arguments, variables=RIVAL_SETTINGS)
     result: dict[str, Any] = json.loads(said.splitlines()[-1])
     return result
 

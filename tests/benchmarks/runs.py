@@ -13,7 +13,18 @@ from typing import Any
 
 from tests.benchmarks.models import MODELS, folder_of, make
 
-__all__ = ["OUTPUTS", "KilledError", "SlowError", "klotski", "lengths", "limited", "options", "read_options"]
+__all__ = [
+    "OUTPUTS",
+    "RUN",
+    "KilledError",
+    "SlowError",
+    "klotski",
+    "lengths",
+    "limited",
+    "options",
+    "predict",
+    "read_options",
+]
 
 LIMIT = "3GiB"
 BUDGET = "2950MiB"  # of the limit; the rest is the page cache's, for the interpreter's own files
@@ -48,12 +59,38 @@ class SlowError(KilledError):
 
 def klotski(model: str, *overrides: str, budget: str = BUDGET, patience: float | None = None) -> dict[str, Any]:
     """The metrics of one run of ours. `patience`: seconds that it may take."""
-    shutil.rmtree(RUN, ignore_errors=True)
-    RUN.parent.mkdir(parents=True, exist_ok=True)
-    settings = ["model=custom", f"model.path={folder_of(model)}", f"hw.device_memory={budget}", "workload=synthetic"]
-    settings += ["history=none"]  # what one row learns is not to help another
-    limited("-m", "klotski", *settings, *overrides, f"hydra.run.dir={RUN}", patience=patience)
-    metrics: dict[str, Any] = json.loads((RUN / "metrics.json").read_text())
+    limited("-m", "klotski", *settings(model, budget, RUN), *overrides, patience=patience)
+    return metrics_in(RUN)
+
+
+def predict(model: str, *overrides: str, budget: str = BUDGET) -> dict[str, Any]:
+    """The metrics of the same run as the simulator predicts it."""
+    folder = RUN.with_name("predicted")
+    arguments = settings(model, budget, folder)
+    command = [sys.executable, "-m", "klotski", *arguments, "executor=simulate", *overrides]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise KilledError(f"status {done.returncode}: {done.stderr.strip().splitlines()[-1:]}")
+    return metrics_in(folder)
+
+
+def settings(model: str, budget: str, folder: Path) -> list[str]:
+    """What all runs have in common; `folder` is empty when this returns."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return [
+        "model=custom",
+        f"model.path={folder_of(model)}",
+        f"hw.device_memory={budget}",
+        "workload=synthetic",
+        "history=none",  # what one row learns is not to help another
+        f"hydra.run.dir={folder}",
+    ]
+
+
+def metrics_in(folder: Path) -> dict[str, Any]:
+    """What a run left behind."""
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
     return metrics
 
 
@@ -66,7 +103,7 @@ def lengths(requests: int, tokens_in: int, tokens_out: int) -> list[str]:
     ]
 
 
-def limited(*arguments: str, settings: Mapping[str, str] = MappingProxyType({}), patience: float | None = None) -> str:
+def limited(*arguments: str, variables: Mapping[str, str] = MappingProxyType({}), patience: float | None = None) -> str:
     """What a Python process under the limit says on standard output.
 
     Raises:
@@ -74,7 +111,7 @@ def limited(*arguments: str, settings: Mapping[str, str] = MappingProxyType({}),
     """
     watch = ["timeout", f"{patience:.1f}"] if patience else []
     command = [sys.executable, "-m", "tests.benchmarks.limited", LIMIT, *watch, sys.executable, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
     if done.returncode == STOPPED:
         raise SlowError(f"stopped after {patience:.1f} s")
     if done.returncode:

@@ -8,8 +8,9 @@ import pytest
 from klotski.core import Routing
 from klotski.executors.history import RUNS, History
 from klotski.pipeline import RoutingTable
+from klotski.planner import NOMINAL
 
-RATES = {"disk": 2e9, "compute": 4e11}
+RATES = NOMINAL._replace(disk=2e9, turn=2e-3, dense=3e11, reason="measured by earlier runs of this model")
 
 
 @pytest.fixture
@@ -65,15 +66,14 @@ def test_models_and_their_changes_are_kept_apart(tmp_path: Path, model: Path) ->
 
 def test_the_median_of_the_last_runs_rates_counts(tmp_path: Path, model: Path) -> None:
     for disk in (9e9, *[1e9] * RUNS, 7e9, 8e9):
-        History(str(tmp_path / "history"), "m", model).keep(learned(), RATES | {"disk": disk})
+        History(str(tmp_path / "history"), "m", model).keep(learned(), RATES._replace(disk=disk))
     history = History(str(tmp_path / "history"), "m", model)
-    assert history.rates == {"disk": 1e9, "compute": 4e11}
+    assert history.rates == RATES._replace(disk=1e9)
 
 
 def test_a_run_that_read_nothing_leaves_the_rates_of_others(tmp_path: Path, model: Path) -> None:
     History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
-    History(str(tmp_path / "history"), "m", model).keep(learned(), {"disk": 0.0, "compute": 1e9})
-    History(str(tmp_path / "history"), "m", model).keep(learned(), {})
+    History(str(tmp_path / "history"), "m", model).keep(learned(), None)
     assert History(str(tmp_path / "history"), "m", model).rates == RATES
 
 

@@ -99,7 +99,7 @@ def test_the_same_seed_says_the_same() -> None:
 
 
 class TestSupply:
-    RATES = Rates(100.0, 1e9, "test", link=1000.0)
+    RATES = Rates(100.0, 1e9, "test", link=1000.0, start=0.0)
 
     def test_without_a_link_blocks_come_from_disk(self) -> None:
         sink, clock = Sink(), VirtualClock()

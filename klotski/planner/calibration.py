@@ -1,0 +1,87 @@
+"""What a run's own spans say of the machine: how long turns take beside their arithmetic.
+
+An operation on tokens takes a fixed time and some for each of them. Which part is whose follows from all its
+spans by least squares of the relative error, so that a prompt of thousands of tokens does not outweigh a thousand
+steps of one; how long they take in all is what it was.
+"""
+
+from collections import defaultdict
+
+from klotski.core import Compute, Span
+from klotski.lanes import SpanSink
+from klotski.planner.costs import DENSE, SHARED
+from klotski.planner.facts import ModelFacts
+from klotski.planner.rates import Rates
+
+__all__ = ["Calibration"]
+
+FEWEST = 20  # spans, for their times to mean something
+AROUND = (Compute.START, Compute.GATHER, Compute.COMBINE, Compute.FINISH, Compute.SAMPLE)  # what a turn has beside it
+
+
+class Line:
+    """Seconds as a fixed time and some for each token, by what was seen; it adds up, and keeps no span."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self._tokens = 0
+        self._sums = [0.0] * 5  # of 1, t, t^2, s and t*s, each weighed by 1/s^2
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """See one operation; one that took no time at all says nothing."""
+        if seconds <= 0:
+            return
+        self.count += 1
+        self.seconds += seconds
+        self._tokens += tokens
+        weight = seconds**-2
+        for place, value in enumerate((1.0, tokens, tokens * tokens, seconds, tokens * seconds)):
+            self._sums[place] += weight * value
+
+    def solve(self) -> tuple[float, float]:
+        """Seconds whatever the tokens, and seconds of each."""
+        ones, tokens, squares, seconds, products = self._sums
+        spread = ones * squares - tokens * tokens
+        if spread <= 1e-9 * ones * squares:  # all had equally many: nobody can tell which part is whose
+            return self.seconds / max(1, self.count), 0.0
+        fixed = max(0.0, (squares * seconds - tokens * products) / spread)
+        each = max(0.0, (ones * products - tokens * seconds) / spread)
+        scale = self.seconds / (fixed * self.count + each * self._tokens)
+        return scale * fixed, scale * each
+
+
+class Calibration:
+    """Listens to the spans of a compute lane on their way to `sink`."""
+
+    def __init__(self, sink: SpanSink) -> None:
+        self._sink = sink
+        self._lines: dict[str, Line] = defaultdict(Line)
+
+    def span(self, span: Span) -> None:
+        """Take a finished operation."""
+        self._lines[span.operation.kind].add(span.operation.tokens, span.end - span.begin)
+        self._sink.span(span)
+
+    def bubble(self, span: Span) -> None:
+        """Take a wait of the compute lane."""
+        self._sink.bubble(span)
+
+    def rates(self, facts: ModelFacts, measured: Rates, disk_share: float, between: float) -> Rates:
+        """What was measured, with what the spans say beside it.
+
+        `disk_share`: of the run's time, that in which the disk was read, at the experts' cost. `between`: seconds of
+        the run in which no operation was under way and none waited: the pipeline's own.
+        """
+        attention, expert = self._lines[Compute.ATTENTION], self._lines[Compute.EXPERT]
+        if min(attention.count, expert.count) < FEWEST:
+            return measured._replace(dense=DENSE * measured.compute)
+        around = sum(self._lines[kind].seconds for kind in AROUND)
+        turn, of_token = attention.solve()
+        step, _ = expert.solve()
+        return measured._replace(
+            turn=turn + around / attention.count,
+            step=max(0.0, step / (1 + SHARED * disk_share) - facts.largest_expert / measured.memory),
+            between=between / sum(line.count for line in self._lines.values()),
+            dense=facts.dense_flops / facts.num_layers / of_token if of_token else DENSE * measured.compute,
+        )

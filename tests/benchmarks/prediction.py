@@ -1,0 +1,107 @@
+"""`make bench-prediction`: what the simulator says of a run, and what the run did.
+
+    python -m tests.benchmarks.prediction [--models few-large many-small] [--repetitions 1]
+
+For each model one run with `pipeline=klotski`, of 32 tokens in and 8 out, calibrates: it leaves `hw/measured.yaml`.
+Every strategy is then run on three other workloads, and predicted: by what was calibrated, with the same plan, the
+run's own memory for interpreter and torch, and the disk's and the matrix product's rates as the run measured them
+before and after, because machines are shared and a disk gave 1.0 to 2.2 GB/s from one minute to the next. 3 GiB, from a
+cold cache, as in `bench`. Batches of 16: four of them, or one for strategies of one batch.
+
+Each run is written to `outputs/bench-prediction.jsonl` as it ends, and is not repeated if it lies there already. Prints
+a table, and one JSON line for each run: `error` is the predicted elapsed time over the measured one, less 1; `disk` and
+`compute` likewise of the lanes' busy seconds.
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator
+from itertools import product
+from statistics import median
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.benchmarks.ledger import Made, make_all
+from tests.benchmarks.runs import OUTPUTS, RUN, klotski, lengths, options, predict, read_options
+
+PREDICTIONS = OUTPUTS / "bench-prediction.jsonl"
+CALIBRATED = OUTPUTS / "bench" / "calibrated"
+ONE_BATCH = ("sequential", "expert_cache", "cpu_experts")
+STRATEGIES = ("klotski", "overlap", *ONE_BATCH)
+WORKLOADS = ((64, 12), (192, 4), (16, 16))  # tokens in and out
+BATCH_SIZE, BATCHES = 16, 4
+SAME_PLAN = ("prefill_tokens", "expert_slots", "hot_experts")
+
+
+class Job(NamedTuple):
+    """One run to be made and predicted."""
+
+    model: str
+    strategy: str
+    tokens_in: int
+    tokens_out: int
+    repetition: int
+
+
+def jobs(chosen: argparse.Namespace) -> Iterator[Job]:
+    """Repetitions last, and models in turn, because machines are shared."""
+    for repetition, workload, strategy, model in product(
+        range(chosen.repetitions), WORKLOADS, STRATEGIES, chosen.models
+    ):
+        yield Job(model, strategy, *workload, repetition)
+
+
+def calibrate(model: str) -> None:
+    """Make a model's `measured.yaml`, unless it is there."""
+    folder = CALIBRATED / model / "hw"
+    if not folder.exists():
+        klotski(model, *lengths(BATCHES * BATCH_SIZE, 32, 8), "pipeline.n_batches=4", "pipeline.batch_size=16")
+        shutil.copytree(RUN / "hw", folder)
+
+
+def run(job: Job, _: Made) -> dict[str, Any]:
+    """What was measured and predicted."""
+    calibrate(job.model)
+    n = 1 if job.strategy in ONE_BATCH else BATCHES
+    choice = ["--config-dir", str(CALIBRATED / job.model), "hw=measured", f"pipeline={job.strategy}"]
+    choice += [f"pipeline.n_batches={n}", f"pipeline.batch_size={BATCH_SIZE}"]
+    choice += lengths(n * BATCH_SIZE, job.tokens_in, job.tokens_out)
+    measured = klotski(job.model, *choice)
+    plan, rates = measured["plan"], measured["rates"]
+    same = [f"pipeline.{name}={plan[name]}" for name in SAME_PLAN]
+    same += [f"hw.runtime_memory={plan['memory']['runtime']}"]
+    same += [f"hw.disk_bandwidth={rates['disk']:.0f}B/s", f"hw.compute_rate={rates['compute']:.0f}FLOP/s"]
+    predicted = predict(job.model, *choice, *same)
+    busy, said = measured["lane_busy_seconds"], predicted["lane_busy_seconds"]
+    return {
+        "measured": measured["elapsed_time"],
+        "predicted": predicted["elapsed_time"],
+        "error": predicted["elapsed_time"] / measured["elapsed_time"] - 1,
+        "disk": said["disk"] / busy["disk"] - 1,
+        "compute": said["compute"] / busy["compute"] - 1,
+        "bytes": predicted["bytes_moved"]["disk"] / measured["bytes_moved"]["disk"] - 1,
+        "planned": plan["forecast"]["seconds"],
+        "bound": measured["bound"]["resource"],
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table, the JSON lines, and the middle and the worst of all errors."""
+    table = Table("model", "strategy", "in/out", "measured", "predicted", "error", "disk busy", "compute busy", "bytes")
+    for row in rows:
+        times = f"{row['measured']:.1f} s", f"{row['predicted']:.1f} s"
+        errors = [f"{row[name]:+.1%}" for name in ("error", "disk", "compute", "bytes")]
+        table.add_row(row["model"], row["strategy"], f"{row['tokens_in']}/{row['tokens_out']}", *times, *errors)
+    Console(stderr=True, width=120).print(table)
+    for row in rows:
+        print(json.dumps(row))
+    for name in ("error", "disk", "compute"):
+        errors = [abs(row[name]) for row in rows]
+        print(f"{name}: {median(errors):.1%} in the median, {max(errors):.1%} at worst")
+
+
+if __name__ == "__main__":
+    show(make_all(PREDICTIONS, jobs(read_options(options(__doc__, repetitions=1))), run))

@@ -1,0 +1,80 @@
+"""What a run's spans say of the machine."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klotski.core import Compute, Operation, Span
+from klotski.planner import NOMINAL, Calibration
+from klotski.planner.calibration import FEWEST, Line
+from klotski.planner.costs import DENSE
+from tests.unit.fakes import Sink, examples
+from tests.unit.questions import model
+
+
+@given(
+    st.floats(1e-5, 1e-2),
+    st.floats(1e-7, 1e-4),
+    st.lists(st.integers(1, 5000), min_size=2, max_size=20).filter(lambda each: max(each) > 2 * min(each)),
+)
+@examples(60)
+def test_what_lies_on_a_line_is_found(fixed: float, each: float, tokens: list[int]) -> None:
+    line = Line()
+    for count in tokens:
+        line.add(count, fixed + each * count)
+    found = line.solve()
+    assert found[0] == pytest.approx(fixed, rel=0.02, abs=1e-7)
+    assert found[1] == pytest.approx(each, rel=0.02)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.floats(1e-6, 10)), min_size=1, max_size=30))
+@examples(60)
+def test_in_all_it_takes_what_it_took(seen: list[tuple[int, float]]) -> None:
+    line = Line()
+    for tokens, seconds in seen:
+        line.add(tokens, seconds)
+    fixed, each = line.solve()
+    assert fixed >= 0
+    assert each >= 0
+    assert sum(fixed + each * tokens for tokens, _ in seen) == pytest.approx(sum(seconds for _, seconds in seen))
+
+
+def calibrated(count: int) -> Calibration:
+    """Turns of 2 ms and 1 us a token, experts of 0.3 ms, and 0.1 ms around each turn."""
+    calibration = Calibration(Sink())
+    for number in range(count):
+        for kind, tokens, seconds in (
+            (Compute.ATTENTION, number, 2e-3 + 1e-6 * number),
+            (Compute.EXPERT, number, 3e-4 + 1e-8 * number),
+            (Compute.FINISH, number, 1e-4),
+        ):
+            calibration.span(Span("compute", Operation(kind, 0, tokens=tokens), 1.0, 1.0 + seconds))
+    return calibration
+
+
+def test_rates_are_those_of_the_spans() -> None:
+    facts = model(dense_flops=4_000_000)
+    rates = calibrated(100).rates(facts, NOMINAL, disk_share=0.0, between=0.03)
+    assert rates.turn == pytest.approx(2.1e-3, rel=0.01)
+    assert rates.step == pytest.approx(3e-4 - facts.largest_expert / NOMINAL.memory, rel=0.01)
+    assert rates.dense == pytest.approx(4_000_000 / facts.num_layers / 1e-6, rel=0.02)
+    assert rates.between == pytest.approx(0.03 / 300)
+    assert (rates.disk, rates.compute, rates.memory) == (NOMINAL.disk, NOMINAL.compute, NOMINAL.memory)
+
+
+def test_what_reading_costs_experts_is_not_charged_twice() -> None:
+    alone, beside = (calibrated(100).rates(model(), NOMINAL, share, 0.0).step for share in (0.0, 1.0))
+    assert beside < alone
+
+
+def test_a_few_spans_say_nothing() -> None:
+    assert calibrated(FEWEST - 1).rates(model(), NOMINAL, 0.0, 0.0) == NOMINAL._replace(dense=DENSE * NOMINAL.compute)
+
+
+def test_what_it_hears_goes_on_to_the_sink() -> None:
+    sink = Sink()
+    calibration = Calibration(sink)
+    span = Span("compute", Operation(Compute.SAMPLE, 0), 0.0, 1.0)
+    calibration.span(span)
+    calibration.bubble(span)
+    assert (sink.spans, sink.bubbles) == ([span], [span])
