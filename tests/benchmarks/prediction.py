@@ -66,15 +66,15 @@ def run(job: Job, _: Made) -> dict[str, Any]:
     """What was measured and predicted."""
     calibrate(job.model)
     n = 1 if job.strategy in ONE_BATCH else BATCHES
-    choice = ["--config-dir", str(CALIBRATED / job.model), "hw=measured", f"pipeline={job.strategy}"]
-    choice += [f"pipeline.n_batches={n}", f"pipeline.batch_size={BATCH_SIZE}"]
+    hardware = CALIBRATED / job.model
+    choice = [f"pipeline={job.strategy}", f"pipeline.n_batches={n}", f"pipeline.batch_size={BATCH_SIZE}"]
     choice += lengths(n * BATCH_SIZE, job.tokens_in, job.tokens_out)
-    measured = klotski(job.model, *choice)
+    measured = klotski(job.model, *choice, hardware=hardware)
     plan, rates = measured["plan"], measured["rates"]
     same = [f"pipeline.{name}={plan[name]}" for name in SAME_PLAN]
     same += [f"hw.runtime_memory={plan['memory']['runtime']}"]
     same += [f"hw.disk_bandwidth={rates['disk']:.0f}B/s", f"hw.compute_rate={rates['compute']:.0f}FLOP/s"]
-    predicted = predict(job.model, *choice, *same)
+    predicted = predict(job.model, *choice, *same, hardware=hardware)
     busy, said = measured["lane_busy_seconds"], predicted["lane_busy_seconds"]
     return {
         "measured": measured["elapsed_time"],
@@ -99,8 +99,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         print(json.dumps(row))
     for name in ("error", "disk", "compute"):
-        errors = [abs(row[name]) for row in rows]
-        print(f"{name}: {median(errors):.1%} in the median, {max(errors):.1%} at worst")
+        off = [abs(float(row[name])) for row in rows]
+        print(f"{name}: {median(off):.1%} in the median, {max(off):.1%} at worst")
 
 
 if __name__ == "__main__":

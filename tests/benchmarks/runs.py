@@ -57,16 +57,22 @@ class SlowError(KilledError):
     """A process was stopped, because it took longer than it may."""
 
 
-def klotski(model: str, *overrides: str, budget: str = BUDGET, patience: float | None = None) -> dict[str, Any]:
-    """The metrics of one run of ours. `patience`: seconds that it may take."""
-    limited("-m", "klotski", *settings(model, budget, RUN), *overrides, patience=patience)
+def klotski(
+    model: str,
+    *overrides: str,
+    budget: str = BUDGET,
+    patience: float | None = None,
+    hardware: Path | None = None,
+) -> dict[str, Any]:
+    """The metrics of one run of ours. `patience`: seconds that it may take. `hardware`: where `hw/measured.yaml` is."""
+    limited("-m", "klotski", *settings(model, budget, RUN, hardware), *overrides, patience=patience)
     return metrics_in(RUN)
 
 
-def predict(model: str, *overrides: str, budget: str = BUDGET) -> dict[str, Any]:
+def predict(model: str, *overrides: str, budget: str = BUDGET, hardware: Path | None = None) -> dict[str, Any]:
     """The metrics of the same run as the simulator predicts it."""
     folder = RUN.with_name("predicted")
-    arguments = settings(model, budget, folder)
+    arguments = settings(model, budget, folder, hardware)
     command = [sys.executable, "-m", "klotski", *arguments, "executor=simulate", *overrides]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -74,11 +80,12 @@ def predict(model: str, *overrides: str, budget: str = BUDGET) -> dict[str, Any]
     return metrics_in(folder)
 
 
-def settings(model: str, budget: str, folder: Path) -> list[str]:
+def settings(model: str, budget: str, folder: Path, hardware: Path | None) -> list[str]:
     """What all runs have in common; `folder` is empty when this returns."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return [
+        *(["--config-dir", str(hardware), "hw=measured"] if hardware else []),
         "model=custom",
         f"model.path={folder_of(model)}",
         f"hw.device_memory={budget}",
