@@ -147,6 +147,9 @@ class ExecutorConfig:
     """Who carries the run out."""
 
     name: str = MISSING
+    routing: str = "auto"
+    """What routers say in a run that is only predicted. `uniform`: any expert is as likely. `auto`: what earlier runs
+    of the model learned, and otherwise `uniform`. A run's folder: what they said there, with `record_routing=true`."""
 
 
 @dataclass
@@ -195,6 +198,8 @@ class RunConfig:
     history: str = "auto"
     """Where what is learned about a model (routing, rates) is kept for the next run: a folder, `none`, or `auto`
     for the user's cache."""
+    record_routing: bool = False
+    """Write what each router said of each batch to routing.jsonl, for other runs to be predicted by."""
     events: bool = True
     """Write every operation to events.jsonl, and to trace.json for Perfetto."""
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from rich.console import Console
 
@@ -14,7 +15,15 @@ from klotski.model import keeps_all_tokens
 from klotski.pipeline import Policy, RoutingTable, Sweeper, create_predictor, run_group
 from klotski.planner import Costs, Demand, placement_order, show_plan
 from klotski.schema import RunConfig
-from klotski.simulation import Durations, IdleWorker, Routers, Supply, SyntheticBatch
+from klotski.simulation import (
+    DrawnRouters,
+    Durations,
+    IdleWorker,
+    RecordedRouters,
+    Routers,
+    Supply,
+    SyntheticBatch,
+)
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import parse_size
 from klotski.weights import Residency, SlotKind
@@ -57,9 +66,9 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     costs = Costs(facts, demand, of_operations, config.pipeline.on_demand is OnDemand.eager, host)
     under_way: dict[int, SyntheticBatch] = {}
     lasting = [block for block in placement_order(facts, task.wishes) if block not in set(plan.residents)]
-    supply = Supply(facts, plan.rates, lasting, host, recorder, clock)
     durations = Durations(costs, under_way, lambda: supply.is_busy)
     compute = VirtualComputeLane(LaneName.COMPUTE, recorder, clock, durations, plan.rates.between)
+    supply = Supply(facts, plan.rates, lasting, host, recorder, clock, lambda: compute.load)
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     residency = Residency(slots, plan.residents, supply.bring, plan.lent_slots, config.placement.residents)
     table = RoutingTable(facts.expert_counts)
@@ -91,7 +100,7 @@ def make_batches(
 ) -> Iterator[SyntheticBatch]:
     """The batches, each made when its turn comes, and entered among those under way."""
     facts = task.facts
-    routers = Routers(facts.expert_counts, facts.top_k, facts.shares, config.workload.seed)
+    routers = find_routers(config, task)
     spares = keeps_all_tokens(task.model.config)
 
     def ended(request: Request) -> None:
@@ -109,6 +118,15 @@ def make_batches(
             spares=spares,
         )
         yield under_way[index]
+
+
+def find_routers(config: RunConfig, task: Task) -> Routers:
+    """What the config says that routing follows."""
+    facts, setting = task.facts, config.executor.routing
+    if setting not in ("auto", "uniform"):
+        return RecordedRouters(Path(setting).expanduser() / "routing.jsonl", facts.expert_counts)
+    shares = facts.shares if setting == "auto" else None
+    return DrawnRouters(facts.expert_counts, facts.top_k, shares, config.workload.seed)
 
 
 def rates_by_lane(task: Task) -> Mapping[str, float]:

@@ -12,11 +12,12 @@ from klotski.executors.account import Account
 from klotski.executors.facts import workspace_shape
 from klotski.executors.planning import describe, hardware_file
 from klotski.executors.rates import RateSamples
+from klotski.executors.recording import RecordingPredictor
 from klotski.executors.task import Task, foresees, is_dummy, prepare
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
 from klotski.model import Decoding, Foresight, GenerationBatch, OpenModel, Workspace, keep_routers
-from klotski.pipeline import Policy, RoutingTable, Sweeper, create_predictor, run_group
+from klotski.pipeline import Policy, Predictor, RoutingTable, Sweeper, create_predictor, run_group
 from klotski.planner import NOMINAL, Calibration, Plan, process_memory, show_plan
 from klotski.schema import RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
@@ -91,7 +92,10 @@ def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, to
         rates = RateSamples(store, workspace)
         account.measured(rates.measure())
         account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
-        sweeper = make_sweeper(config, model, plan, store, workspace, compute, table)
+        predictor = create_predictor(config.pipeline.predictor, table)
+        if config.record_routing:
+            predictor = RecordingPredictor(predictor, log.routing)
+        sweeper = make_sweeper(config, model, plan, store, workspace, compute, predictor)
         account.sweeping(sweeper.prefetch)
         foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None
         batches = make_batches(config, model, plan, cut_batches(task.requests, plan.batch_size), account, foresight)
@@ -134,14 +138,13 @@ def make_sweeper(
     store: BlockStore,
     workspace: Workspace,
     compute: Lane,
-    table: RoutingTable,
+    predictor: Predictor,
 ) -> Sweeper:
     """The sweep over this model with the config's strategy."""
     strategy = config.pipeline
     policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
     experts = model.shell.expert_counts
     worker = TorchWorker(model.shell, store, workspace)
-    predictor = create_predictor(strategy.predictor, table)
     return Sweeper(experts, policy, predictor, store.residency, compute, worker, plan.sequences, plan.scored_batches)
 
 

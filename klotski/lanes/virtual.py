@@ -12,6 +12,8 @@ from klotski.lanes.threads import InlineLane
 
 __all__ = ["VirtualClock", "VirtualComputeLane", "VirtualLane"]
 
+LATELY = 1.0  # seconds over which a lane's load is the mean, roughly
+
 Duration = Callable[[Operation], float]
 """Seconds that an operation takes, once it has begun."""
 
@@ -83,6 +85,9 @@ class VirtualComputeLane(InlineLane):
         self._time = clock
         self._duration = duration
         self._between = between
+        self._ended = 0.0
+        self.load = 0.0
+        """The share of its time that the lane has worked of late."""
 
     def _run(self, operation: Operation, run: Callable[[], object]) -> None:
         begin = self._time()
@@ -91,3 +96,6 @@ class VirtualComputeLane(InlineLane):
         self._time.advance(begin + seconds)
         self._sink.span(Span(self.name, operation, begin, self._time()))
         self._time.advance(self._time() + self._between)
+        passed, self._ended = self._time() - self._ended, self._time()
+        if passed:
+            self.load += (seconds / passed - self.load) * min(1.0, passed / LATELY)

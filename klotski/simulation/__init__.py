@@ -2,8 +2,16 @@
 
 from klotski.simulation.batch import SyntheticBatch
 from klotski.simulation.durations import Durations
-from klotski.simulation.routers import Routers
+from klotski.simulation.routers import DrawnRouters, RecordedRouters, Routers
 from klotski.simulation.supply import Supply
 from klotski.simulation.worker import IdleWorker
 
-__all__ = ["Durations", "IdleWorker", "Routers", "Supply", "SyntheticBatch"]
+__all__ = [
+    "DrawnRouters",
+    "Durations",
+    "IdleWorker",
+    "RecordedRouters",
+    "Routers",
+    "Supply",
+    "SyntheticBatch",
+]

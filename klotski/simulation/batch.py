@@ -88,7 +88,8 @@ class SyntheticBatch:
             for layer, experts in enumerate(self._experts):
                 yield
                 if experts:
-                    self.routing = self._routers.draw(layer, self.tokens - (self.spared if layer == last else 0))
+                    tokens = self.tokens - (self.spared if layer == last else 0)
+                    self.routing = self._routers.ask(self.index, layer, tokens)
                     yield
                     self.routing = None
             if self.seen + self._step < self._prompt:  # nobody looks at what follows a piece

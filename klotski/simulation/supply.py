@@ -1,11 +1,12 @@
 """Where blocks come from, in virtual time: disk, or CPU memory and, for what it has no room for, disk."""
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from klotski.core import Block, LaneName, Operation
 from klotski.lanes import Event, SpanSink, VirtualClock, VirtualLane
 from klotski.planner import ModelFacts, Rates
+from klotski.planner.costs import CROWDED
 from klotski.weights.residency import SlotKind
 
 __all__ = ["Supply"]
@@ -16,17 +17,25 @@ WINDOW = 16  # blocks of CPU memory that what comes from disk goes through on it
 class Supply:
     """The lanes that blocks arrive on; `bring` is what `Residency` starts a transfer with.
 
-    Without a link (`rates.link`) blocks come from disk. With one, those that `host` bytes hold, in `order`, come from
-    CPU memory; the others are read into CPU memory first.
+    Without a link (`rates.link`) blocks come from disk, the more slowly the more the cores are at work (`load`, a
+    share of their time). With one, those that `host` bytes hold, in `order`, come from CPU memory; the others are read
+    into CPU memory first, while the cores have nothing else to do.
     """
 
     def __init__(
-        self, facts: ModelFacts, rates: Rates, order: Sequence[Block], host: int, sink: SpanSink, clock: VirtualClock
+        self,
+        facts: ModelFacts,
+        rates: Rates,
+        order: Sequence[Block],
+        host: int,
+        sink: SpanSink,
+        clock: VirtualClock,
+        load: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._facts = facts
-        self._disk = VirtualLane(
-            LaneName.DISK, sink, clock, lambda operation: operation.nbytes / rates.disk, rates.start
-        )
+        self._rates = rates
+        self._load = load
+        self._disk = VirtualLane(LaneName.DISK, sink, clock, self._reading, rates.start)
         self._link: VirtualLane | None = None
         self._on_host: set[Block] = set()
         self._window: deque[Event] = deque()
@@ -38,6 +47,10 @@ class Supply:
     def is_busy(self) -> bool:
         """Whether blocks are being written to the memory that is computed from."""
         return (self._link or self._disk).is_busy
+
+    def _reading(self, operation: Operation) -> float:
+        crowded = CROWDED * self._load() if self._rates.link is None else 0.0
+        return operation.nbytes / self._rates.disk * (1 + crowded)
 
     def bring(self, block: Block, slot: int, after: Collection[Event]) -> Event:
         """Start a transfer."""

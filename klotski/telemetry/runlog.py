@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -82,6 +82,12 @@ class RunLog:
         (self.folder / ".reserve").unlink(missing_ok=True)
         self._guard("metrics.json", lambda: write_whole(self.folder / "metrics.json", metrics))
 
+    def routing(self, line: Mapping[str, Any]) -> None:
+        """One line of `routing.jsonl`, which only a run has that records it."""
+        if "routing.jsonl" not in self._descriptors:
+            self._guard("routing.jsonl", lambda: self._create("routing.jsonl"))
+        self._append("routing.jsonl", msgspec.json.encode(line) + b"\n")
+
     def close(self) -> None:
         """Close the files; may be called twice."""
         while self._descriptors:
@@ -99,8 +105,7 @@ class RunLog:
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("results.jsonl", "errors.jsonl", "events.jsonl"):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-            self._descriptors[name] = os.open(self.folder / name, flags, 0o644)
+            self._create(name)
         (self.folder / ".reserve").write_bytes(bytes(RESERVE))
         identity = {
             "schema": SCHEMA_VERSION,
@@ -109,6 +114,10 @@ class RunLog:
             "start": time.time(),
         }
         write_whole(self.folder / "run.json", identity)
+
+    def _create(self, name: str) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        self._descriptors[name] = os.open(self.folder / name, flags, 0o644)
 
     def _append(self, name: str, data: bytes) -> None:
         self._guard(name, lambda: write_all(self._descriptors[name], data))

@@ -1,15 +1,17 @@
 """Batches that compute nothing, routers that are drawn, and where blocks come from in virtual time."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from klotski.core import Block, LaneName, Request
+from klotski.errors import WorkloadError
 from klotski.lanes import VirtualClock
 from klotski.planner import Rates
-from klotski.simulation import Routers, Supply, SyntheticBatch
+from klotski.simulation import DrawnRouters, RecordedRouters, Supply, SyntheticBatch
 from klotski.simulation.supply import WINDOW
 from tests.unit.fakes import Sink, examples
 from tests.unit.questions import model
@@ -25,7 +27,7 @@ def requests(*lengths: tuple[int, int]) -> list[Request]:
 
 def batch(*lengths: tuple[int, int], prefill: int = 1000, ended: list[str] | None = None) -> SyntheticBatch:
     heard = [] if ended is None else ended
-    routers = Routers(EXPERTS, 2)
+    routers = DrawnRouters(EXPERTS, 2)
     return SyntheticBatch(
         0, requests(*lengths), EXPERTS, routers, prefill, 10, lambda each: heard.append(each.id), spares=True
     )
@@ -80,8 +82,8 @@ def test_pairs_are_those_of_a_causal_mask() -> None:
 def test_every_token_chooses_as_many_experts_as_the_router_says(
     tokens: int, top_k: int, shares: Sequence[float] | None
 ) -> None:
-    routers = Routers((6,), top_k, None if shares is None else [shares])
-    routing = routers.draw(0, tokens)
+    routers = DrawnRouters((6,), top_k, None if shares is None else [shares])
+    routing = routers.ask(0, 0, tokens)
     assert all(0 <= count <= tokens for count in routing.counts)
     if routing.choices is not None:
         assert sum(routing.counts) == tokens * top_k
@@ -89,13 +91,39 @@ def test_every_token_chooses_as_many_experts_as_the_router_says(
 
 
 def test_routers_favour_what_was_favoured() -> None:
-    counts = Routers((4,), 1, [[0.7, 0.1, 0.1, 0.1]]).draw(0, 10_000).counts
+    counts = DrawnRouters((4,), 1, [[0.7, 0.1, 0.1, 0.1]]).ask(0, 0, 10_000).counts
     assert counts[0] / sum(counts) == pytest.approx(0.7, abs=0.02)
 
 
 def test_the_same_seed_says_the_same() -> None:
-    one, other = Routers((8,), 2, seed=3), Routers((8,), 2, seed=3)
-    assert [one.draw(0, 5).counts for _ in range(5)] == [other.draw(0, 5).counts for _ in range(5)]
+    one, other = DrawnRouters((8,), 2, seed=3), DrawnRouters((8,), 2, seed=3)
+    assert [one.ask(0, 0, 5).counts for _ in range(5)] == [other.ask(0, 0, 5).counts for _ in range(5)]
+
+
+def test_recorded_routers_say_what_was_said_in_the_same_order(tmp_path: Path) -> None:
+    file = tmp_path / "routing.jsonl"
+    file.write_text(
+        '{"batch": 0, "layer": 1, "choices": [[0], [0]]}\n'
+        '{"batch": 1, "layer": 1, "choices": [[1], [0]]}\n'
+        '{"batch": 0, "layer": 1, "choices": [[1]]}\n'
+    )
+    routers = RecordedRouters(file, (0, 2))
+    assert [routers.ask(batch, 1, tokens).counts for batch, tokens in ((0, 2), (0, 1), (1, 2))] == [
+        (2, 0),
+        (0, 1),
+        (1, 1),
+    ]
+    with pytest.raises(WorkloadError, match="is of another run: of batch 1 in layer 1"):
+        routers.ask(1, 1, 2)
+
+
+@pytest.mark.parametrize(("content", "says"), [(None, "record_routing=true writes it"), ("{", "line 1 is damaged")])
+def test_a_recording_that_cannot_be_read_is_refused(tmp_path: Path, content: str | None, says: str) -> None:
+    file = tmp_path / "routing.jsonl"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(WorkloadError, match=says):
+        RecordedRouters(file, (0, 2))
 
 
 class TestSupply:
