@@ -75,8 +75,7 @@ class Compute(StrEnum):
     SAMPLE = "sample"  # a batch chooses its next tokens, and comes to the first layer again
 
 
-@dataclass(frozen=True, slots=True)
-class Operation:
+class Operation(NamedTuple):
     """A piece of work for a lane, described well enough to be traced or to be simulated."""
 
     kind: str
@@ -87,8 +86,7 @@ class Operation:
     tokens: int = 0  # worked on by the operation
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """One operation on one lane, in seconds since the run's clock started."""
 
     lane: str

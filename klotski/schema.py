@@ -21,7 +21,15 @@ from omegaconf.errors import OmegaConfBaseException
 from klotski.core import Misses, OnDemand, Order, Prediction, Prefetch, Residents
 from klotski.errors import ConfigError
 from klotski.refusals import did_you_mean, explain
-from klotski.units import parse_count, parse_rate, parse_seconds, parse_size
+from klotski.units import (
+    format_flops,
+    format_seconds,
+    format_size,
+    parse_count,
+    parse_rate,
+    parse_seconds,
+    parse_size,
+)
 
 __all__ = [
     "DType",
@@ -80,6 +88,8 @@ class HwConfig:
     """Which tiers, and how much of each may be used."""
 
     name: str = MISSING
+    elsewhere: bool = False
+    """Whether another machine than this one is described, on which a run can only be predicted."""
     device_memory: str = "auto"
     """Budget where arithmetic happens: weights, slots, KV cache, activations, and, where that is CPU memory, the
     interpreter and torch themselves. `auto`: 80 % of what is free."""
@@ -108,6 +118,21 @@ class HwConfig:
     """An expert's turn, likewise: `100us`."""
     operation_overhead: str = "auto"
     """The pipeline's own, from one operation to the next, likewise: `50us`."""
+
+
+PLAUSIBLE = {
+    "disk_bandwidth": (1e7, 1e11, "B"),
+    "link_bandwidth": (1e9, 2e12, "B"),
+    "memory_bandwidth": (1e9, 1e14, "B"),
+    "compute_rate": (1e8, 1e17, "FLOP"),
+    "dense_rate": (1e8, 1e17, "FLOP"),
+    "disk_latency": (1e-6, 1.0, "s"),
+    "batch_overhead": (1e-7, 1.0, "s"),
+    "expert_overhead": (1e-7, 1.0, "s"),
+    "operation_overhead": (1e-7, 1.0, "s"),
+}
+"""Between which values each of them lies on any machine, and in which unit."""
+OF_A_GPU = ("device_memory", "runtime_memory", "host_memory", "memory_bandwidth", "compute_rate", "disk_bandwidth")
 
 
 @dataclass
@@ -264,12 +289,7 @@ def check(config: RunConfig) -> None:
     parse_size("hw.host_memory", config.hw.host_memory)
     parse_size("model.auto_device_memory", config.model.auto_device_memory)
     parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
-    for name in ("disk", "link", "memory"):
-        parse_rate(f"hw.{name}_bandwidth", getattr(config.hw, f"{name}_bandwidth"), "B")
-    for name in ("compute_rate", "dense_rate"):
-        parse_rate(f"hw.{name}", getattr(config.hw, name), "FLOP")
-    for name in ("batch_overhead", "expert_overhead", "operation_overhead", "disk_latency"):
-        parse_seconds(f"hw.{name}", getattr(config.hw, name))
+    check_hardware(config.hw)
     parse_count("hw.threads", config.hw.threads)
     parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens)
     n_batches = parse_count("pipeline.n_batches", config.pipeline.n_batches)
@@ -290,6 +310,20 @@ def check(config: RunConfig) -> None:
     if n_batches is not None and n_batches > 4096:
         raise ConfigError(f"pipeline.n_batches={n_batches} is more than the 4096 batches a group may have")
     check_workload(config.workload)
+
+
+def check_hardware(hw: HwConfig) -> None:
+    """Refuse rates that no machine has, and a GPU of which too little is said."""
+    for name, (least, most, unit) in PLAUSIBLE.items():
+        key, text = f"hw.{name}", getattr(hw, name)
+        value = parse_seconds(key, text) if unit == "s" else parse_rate(key, text, unit)
+        if value is not None and not least <= value <= most:
+            form = {"s": format_seconds, "B": lambda rate: f"{format_size(rate)}/s", "FLOP": format_flops}[unit]
+            raise ConfigError(f"{key}={text} is not what a machine has; it lies between {form(least)} and {form(most)}")
+    if hw.link_bandwidth != "auto":
+        for name in OF_A_GPU:
+            if getattr(hw, name) == "auto":
+                raise ConfigError(f"hw.{name} has no value, and a GPU (hw.link_bandwidth) needs one; set hw.{name}=...")
 
 
 def check_workload(workload: WorkloadConfig) -> None:

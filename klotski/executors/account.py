@@ -35,7 +35,7 @@ class Account:
         self._recorder = recorder
         self._totals = totals
         self._expected = sum(request.max_tokens for request in requests)
-        self._progress = Progress(len(requests), Console(stderr=True))
+        self._progress = Progress(len(requests), Console(stderr=True), is_predicted=not is_measured)
         self._lasting = 0
         self._busy: dict[str, float] = {}
         self._bytes: dict[str, int] = {}

@@ -40,8 +40,8 @@ def create(config: RunConfig) -> Executor:
 def _torch(config: RunConfig) -> Executor:
     if is_elsewhere(config):
         raise ConfigError(
-            f"hw={config.hw.name} has a GPU, and this machine can run on its CPU alone; set hw=auto to run here, or "
-            "executor=simulate to predict"
+            f"hw={config.hw.name} is another machine than this one; set hw=auto to run here, or executor=simulate to "
+            "predict"
         )
     from klotski.executors.torch import TorchExecutor  # here, so that a refused config is refused at once
 
@@ -67,17 +67,19 @@ def why_not_here(config: RunConfig) -> str | None:
     """Why a run can only be predicted, and how to run it for real; None if it can be run."""
     from klotski.weights import find_local
 
-    if is_elsewhere(config):
-        return f"hw={config.hw.name} has a GPU, and this machine none to run on; hw=auto runs on this machine"
     model = config.model
-    if model.shape and find_local(model.path) is None:
+    is_away = bool(model.shape) and find_local(model.path) is None
+    if is_elsewhere(config):
+        weights = f", where the weights of {model.path} are not either" if is_away else ""
+        return f"hw={config.hw.name} is another machine than this one{weights}; hw=auto executor=torch runs here"
+    if is_away:
         return f"the weights of {model.path} are not on this machine; executor=torch fetches and runs them"
     return None
 
 
 def is_elsewhere(config: RunConfig) -> bool:
-    """Whether the hardware is described, with a GPU that this machine has not."""
-    return config.hw.link_bandwidth != "auto"
+    """Whether another machine is described, or one with a GPU, on which nothing runs yet."""
+    return config.hw.elsewhere or config.hw.link_bandwidth != "auto"
 
 
 EXECUTORS: dict[str, Callable[[RunConfig], Executor]] = {"auto": _auto, "torch": _torch, "simulate": _simulate}

@@ -82,6 +82,8 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     )
     with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
         totals.rates |= rates_by_lane(task)
+        for arrival in [supply.bring(block, 0, ()) for block in plan.residents]:
+            arrival.wait()
         account.ready(sum(plan.memory.values()) - plan.memory["kv_cache"])
         account.sweeping(sweeper.prefetch)
 

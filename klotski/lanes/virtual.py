@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 from klotski.core import Operation, Span
 from klotski.lanes.base import Event, Lane, SpanSink
-from klotski.lanes.threads import InlineLane
 
 __all__ = ["VirtualClock", "VirtualComputeLane", "VirtualLane"]
 
@@ -68,14 +67,14 @@ class VirtualLane(Lane):
 
     def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:
         """Queue the operation; its event knows when it will have ended."""
-        begin = max(self._free, self._time(), *(event.end for event in after if isinstance(event, _Ending)))
+        begin = latest(after, max(self._free, self._time()))
         run()
         self._free = begin + self._duration(operation) + (self._start if begin > self._free else 0.0)
         self._sink.span(Span(self.name, operation, begin, self._free))
         return _Ending(self._time, self._free)
 
 
-class VirtualComputeLane(InlineLane):
+class VirtualComputeLane(Lane):
     """The compute lane: as `InlineLane`, but each operation lets its time pass, and `between` seconds after it."""
 
     def __init__(
@@ -89,13 +88,27 @@ class VirtualComputeLane(InlineLane):
         self.load = 0.0
         """The share of its time that the lane has worked of late."""
 
-    def _run(self, operation: Operation, run: Callable[[], object]) -> None:
-        begin = self._time()
-        seconds = self._duration(operation)  # before `run`, which may take the batch to its next step
+    def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:
+        """Let the time until `after` have come pass, and that of the operation; returns a completed event."""
+        now = self._time()
+        begin = latest(after, now)
+        if begin > now:
+            self._time.advance(begin)
+            self._sink.bubble(Span(self.name, operation, now, begin))
+        end = begin + self._duration(operation)  # before `run`, which may take the batch to its next step
         run()
-        self._time.advance(begin + seconds)
-        self._sink.span(Span(self.name, operation, begin, self._time()))
-        self._time.advance(self._time() + self._between)
-        passed, self._ended = self._time() - self._ended, self._time()
+        self._sink.span(Span(self.name, operation, begin, end))
+        self._time.advance(end + self._between)
+        passed = end + self._between - self._ended
         if passed:
-            self.load += (seconds / passed - self.load) * min(1.0, passed / LATELY)
+            self.load += ((end - begin) / passed - self.load) * min(1.0, passed / LATELY)
+        self._ended = end + self._between
+        return _Ending(self._time, end)
+
+
+def latest(events: Sequence[Event], now: float) -> float:
+    """When all of these events have come, if not before `now`."""
+    for event in events:
+        assert isinstance(event, _Ending), "virtual lanes wait for each other alone"
+        now = max(now, event.end)
+    return now

@@ -6,17 +6,25 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from klotski.errors import ConfigError
 from klotski.report.heat import draw_hot_experts
 from klotski.report.marks import draw_bars, draw_lines
 from klotski.report.rows import GROUP_SECONDS, Row
 from klotski.report.runs import Setting
 from klotski.report.series import BATCH_SIZE, N_BATCHES, PREDICTOR, describe, figure, gather, gather_layers
 from klotski.report.style import save, styled
+from klotski.units import parse_size
 
 __all__ = ["draw_plots"]
 
 RATE = partial(figure, "output_tokens_per_second")
 TOKENS_PER_SECOND = "output tokens/s"
+SCALES = {
+    "hw.device_memory": ("device memory", "GB"),
+    "hw.link_bandwidth": ("bandwidth into the GPU", "GB/s"),
+    "hw.disk_bandwidth": ("bandwidth of the disk", "GB/s"),
+}
+"""Settings that a throughput is drawn against, with what they are and their unit."""
 TRULY_HOT = "predicted experts among the hottest"
 
 
@@ -36,7 +44,8 @@ def draw_plots(rows: Sequence[Row], folder: Path) -> list[Path]:
 
 def draw_throughput(rows: Sequence[Row]) -> Figure | None:
     """Tokens per second by the first thing that varied and is no number: strategies, architectures, placements."""
-    key = next((key for key in rows[0].settings if any(is_word(row.settings[key]) for row in rows)), None)
+    keys = [key for key in rows[0].settings if key not in SCALES]
+    key = next((key for key in keys if any(is_word(row.settings[key]) for row in rows)), None)
     return draw_bars(rows, key, RATE, f"Throughput by {key.rpartition('.')[2]}", TOKENS_PER_SECOND) if key else None
 
 
@@ -48,6 +57,24 @@ def draw_n(rows: Sequence[Row]) -> Figure | None:
     return draw_lines(
         rows, {"Throughput by n": series}, "n: batches that share each block's arrival", TOKENS_PER_SECOND
     )
+
+
+def draw_scale(key: str, rows: Sequence[Row]) -> Figure | None:
+    """Tokens per second against a capacity or a bandwidth of the machine."""
+    if key not in rows[0].settings:
+        return None
+    what, unit = SCALES[key]
+    series = gather(rows, key, partial(size_of, key), RATE)
+    return draw_lines(rows, {f"Throughput by {what}": series}, f"{what}, {unit}", TOKENS_PER_SECOND)
+
+
+def size_of(key: str, row: Row) -> float | None:
+    """A setting in its unit, thousands of millions of bytes; None where it is `auto`, or no size."""
+    try:
+        nbytes = parse_size(key, str(row.settings[key]).removesuffix("/s"))
+    except ConfigError:
+        return None
+    return nbytes / 1e9 if nbytes else None
 
 
 def draw_latency(rows: Sequence[Row]) -> Figure | None:
@@ -88,6 +115,9 @@ def is_word(value: Setting) -> bool:
 PLOTS: Mapping[str, Callable[[Sequence[Row]], Figure | None]] = {
     "throughput": draw_throughput,
     "throughput_by_n": draw_n,
+    "throughput_by_memory": partial(draw_scale, "hw.device_memory"),
+    "throughput_by_link": partial(draw_scale, "hw.link_bandwidth"),
+    "throughput_by_disk": partial(draw_scale, "hw.disk_bandwidth"),
     "throughput_by_latency": draw_latency,
     "hot_experts": draw_hot_experts,
     "prefetch": draw_prefetch,

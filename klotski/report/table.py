@@ -1,6 +1,7 @@
 """The rows as a table on standard output: what varied against what it did."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,12 +13,13 @@ __all__ = ["print_table"]
 
 WIDTH = 1000  # characters, more than any table has: a terminal may wrap a line, but nothing is cut off
 
-COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "plan.n_batches": ("n", "{:.0f}".format),
     "plan.batch_size": ("batch", "{:.0f}".format),
     "output_tokens_per_second": ("tokens/s", "{:.1f}".format),
     "prefill_seconds": ("prefill", "{:.1f} s".format),
     "decode_seconds": ("decode", "{:.1f} s".format),
+    "bound.resource": ("bound", str),
     "bound.efficiency": ("of bound", "{:.0%}".format),
     "bubble_fraction": ("waited", "{:.0%}".format),
     "bytes_moved.disk": ("read", format_size),
@@ -39,7 +41,7 @@ def print_table(rows: Sequence[Row]) -> None:
     table.add_column("status")
     for row in rows:
         settings = [write(value) for value in row.settings.values()]
-        table.add_row(row.name, *settings, *(cell(row, path) for path in shown), row.run.status)
+        table.add_row(row.name, *settings, *(cell(row, path) for path in shown), state(row))
     console = Console(width=WIDTH, soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print(table)
     for row in rows:
@@ -50,7 +52,12 @@ def print_table(rows: Sequence[Row]) -> None:
 def cell(row: Row, path: str) -> str:
     """A figure as it is written; nothing for a run that did not reach its end."""
     value = row.figures[path]
-    return COLUMNS[path][1](value) if row.is_ok and isinstance(value, int | float) else ""
+    return COLUMNS[path][1](value) if row.is_ok and value is not None else ""
+
+
+def state(row: Row) -> str:
+    """How a run ended; one that was not carried out says so."""
+    return "predicted" if row.is_ok and row.figures["mode"] == "predicted" else row.run.status
 
 
 def write(value: Value) -> str:

@@ -15,14 +15,16 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Shows requests done, output tokens per second and the time left. A context manager."""
 
-    def __init__(self, num_requests: int, console: Console) -> None:
+    def __init__(self, num_requests: int, console: Console, *, is_predicted: bool = False) -> None:
+        """`is_predicted`: the tokens are nobody's, and how fast they come says nothing."""
+        self._is_predicted = is_predicted
         self._num_requests = num_requests
         self._console = console
         self._started = self._said = time.monotonic()
         self._bar = Bar(
             TextColumn(f"{{task.fields[done]}}/{num_requests} requests"),
             BarColumn(),
-            TextColumn("{task.fields[rate]:.1f} tokens/s"),
+            TextColumn("predicted" if is_predicted else "{task.fields[rate]:.1f} tokens/s"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -47,5 +49,8 @@ class Progress:
         if self._console.is_terminal or now - self._said < SECONDS_BETWEEN_LINES:
             return
         self._said = now
+        if self._is_predicted:
+            self._console.print(f"{requests} of {self._num_requests} requests predicted", highlight=False)
+            return
         left = f", at most {max(expected_tokens - output_tokens, 0) / rate:.0f} s left" if rate else ""
         self._console.print(f"{requests} of {self._num_requests} requests, {rate:.1f} tokens/s{left}", highlight=False)

@@ -58,6 +58,16 @@ EXPERIMENTS = {
         {"throughput", "throughput_by_n", "prefetch", "prefetch_by_layer"},
     ),
     "strategies": Experiment(FEW_TOKENS, {"pipeline": STRATEGIES}, {"throughput"}),
+    "what_if": Experiment(
+        [*FEW_TOKENS, "model=olmoe,deepseek_v2_lite", "hw=t4,rtx4090"],
+        {"model": ["olmoe", "deepseek_v2_lite"], "hw": ["t4", "rtx4090"]},
+        {"throughput"},
+    ),
+    "what_if_memory": Experiment(
+        [*FEW_TOKENS, "model=olmoe", "hw.device_memory=8GB,16GB", "hw.link_bandwidth=25GB/s,50GB/s"],
+        {"hw.device_memory": ["8GB", "16GB"], "hw.link_bandwidth": ["25GB/s", "50GB/s"]},
+        {"throughput_by_memory", "throughput_by_link"},
+    ),
 }
 
 

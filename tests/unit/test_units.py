@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klotski.errors import ConfigError
-from klotski.units import UNITS, format_flops, format_seconds, format_size, parse_count, parse_rate, parse_size
+from klotski.units import (
+    UNITS,
+    format_flops,
+    format_seconds,
+    format_size,
+    parse_count,
+    parse_rate,
+    parse_seconds,
+    parse_size,
+)
 from tests.unit.fakes import examples
 
 
@@ -157,3 +166,25 @@ def test_a_formatted_rate_is_read_back_within_its_three_digits(rate: int) -> Non
 )
 def test_a_time_is_written_in_the_unit_that_people_would_say(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("6ms", 6e-3), ("50 us", 5e-5), ("1s", 1.0), ("0.5MS", 5e-4)])
+def test_a_short_time_is_read_as_people_mean_it(text: str, seconds: float) -> None:
+    assert parse_seconds("hw.batch_overhead", text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(("text", "says"), [("6", "not a time"), ("-6ms", "not a time"), ("0ms", "above zero")])
+def test_what_is_not_a_time_is_refused_by_its_key(text: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=rf"hw\.batch_overhead={text} .*{says}"):
+        parse_seconds("hw.batch_overhead", text)
+
+
+@pytest.mark.parametrize("text", ["25Gb/s", "200Gbps", "200Gbit/s", "8 Mb/s", "1000bps"])
+def test_bits_are_not_taken_for_bytes(text: str) -> None:
+    with pytest.raises(ConfigError, match="is in bits"):
+        parse_rate("hw.link_bandwidth", text, "B")
+
+
+@pytest.mark.parametrize("text", ["25GB/s", "25gb/s", "2.5GiB/s", "900MB/s", "12b/s"])
+def test_bytes_are_not_taken_for_bits(text: str) -> None:
+    assert parse_rate("hw.link_bandwidth", text, "B") is not None
