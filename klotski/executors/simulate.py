@@ -65,7 +65,8 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     of_operations = plan.rates._replace(between=0.0)
     costs = Costs(facts, demand, of_operations, config.pipeline.on_demand is OnDemand.eager, host)
     under_way: dict[int, SyntheticBatch] = {}
-    lasting = [block for block in placement_order(facts, task.wishes) if block not in set(plan.residents)]
+    residents = set(plan.residents)
+    lasting = [block for block in placement_order(facts, task.wishes) if block not in residents]
     durations = Durations(costs, under_way, lambda: supply.is_busy)
     compute = VirtualComputeLane(LaneName.COMPUTE, recorder, clock, durations, plan.rates.between)
     supply = Supply(facts, plan.rates, lasting, host, recorder, clock, lambda: compute.load)

@@ -45,9 +45,9 @@ class DrawnRouters:
         if tokens > ONE_BY_ONE:
             counts = np.minimum(self._random.multinomial(tokens * self._top_k, chances), tokens)
             return Routing(tuple(counts.tolist()))
-        # The k largest of log p plus Gumbel noise are k draws without replacement.
-        noise = self._random.gumbel(size=(tokens, len(chances)))
-        choices = np.argpartition(-(np.log(chances) + noise), self._top_k - 1, axis=1)[:, : self._top_k]
+        # Who rings first, where the likelier ring more often: k draws without replacement.
+        times = self._random.standard_exponential((tokens, len(chances)), dtype=np.float32) / chances.astype(np.float32)
+        choices = np.argpartition(times, self._top_k - 1, axis=1)[:, : self._top_k]
         counts = np.bincount(choices.ravel(), minlength=len(chances))
         return Routing(tuple(counts.tolist()), choices)
 
