@@ -15,6 +15,7 @@ the simulator.
 from collections import deque
 from collections.abc import Collection, Sequence
 from functools import partial
+from itertools import islice
 from typing import Protocol
 
 from klotski.core import Block, Compute, OnDemand, Operation, PrefetchCount, Routing
@@ -229,6 +230,9 @@ class Sweeper:
 
     def _compute_experts(self, layer: int, group: Sequence[Batch], counts: Sequence[int]) -> None:
         remaining = {expert: count for expert, count in enumerate(counts) if count}
+        residents = self._residency.resident_experts(layer)
+        # All of these are here, so that only the first in the policy's order can be next.
+        resting = deque(expert for expert in self._policy.demand(counts) if expert in residents)
         tokens = sum(remaining.values())
         gather = Operation(Compute.GATHER, layer, tokens=tokens)
         self._compute.submit(gather, partial(self._worker.gather, layer, group))
@@ -237,7 +241,9 @@ class Sweeper:
             if not self._demanded and not looked_ahead:
                 self._bring_ahead((layer + 1) % len(self._experts))
                 looked_ahead = True
-            block = Block(layer, self._choose(layer, remaining))
+            block = Block(layer, self._choose(layer, remaining, resting))
+            if resting and block.expert == resting[0]:
+                resting.popleft()
             self._need(block)
             done = self._compute.submit(
                 Operation(Compute.EXPERT, layer, block.expert, tokens=remaining.pop(block.expert)),
@@ -249,9 +255,8 @@ class Sweeper:
         combine = Operation(Compute.COMBINE, layer, tokens=tokens)
         self._ended = (self._compute.submit(combine, partial(self._worker.combine, layer)),)
 
-    def _choose(self, layer: int, remaining: dict[int, int]) -> int:
-        here = [*(self._residency.resident_experts(layer) & remaining.keys())]
-        here += [expert for expert in self._residency.arrived(layer) if expert in remaining]
+    def _choose(self, layer: int, remaining: dict[int, int], resting: Sequence[int]) -> int:
+        here = [*islice(resting, 1), *(each for each in self._residency.arrived(layer) if each in remaining)]
         coming = (expert for expert in self._residency.coming(layer) if expert in remaining)
         return self._policy.choose(remaining, here, coming)
 
