@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from klotski.errors import ConfigError
-from klotski.schema import RunConfig
+from klotski.schema import LoadFormat, RunConfig
 from klotski.telemetry import Recorder, RunLog, Totals
 
 __all__ = ["Executor", "create"]
@@ -68,7 +68,8 @@ def why_not_here(config: RunConfig) -> str | None:
     from klotski.weights import find_local
 
     model = config.model
-    is_away = bool(model.shape) and find_local(model.path) is None
+    needs_weights = model.shape and model.load_format is not LoadFormat.dummy
+    is_away = bool(needs_weights) and find_local(model.path) is None
     if is_elsewhere(config):
         weights = f", where the weights of {model.path} are not either" if is_away else ""
         return f"hw={config.hw.name} is another machine than this one{weights}; hw=auto executor=torch runs here"

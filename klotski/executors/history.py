@@ -25,7 +25,7 @@ __all__ = ["History"]
 
 logger = logging.getLogger(__name__)
 
-KEPT = ("disk", "compute", "dense", "turn", "step", "between")  # of the rates
+KEPT = ("disk", "compute", "dense_share", "turn", "step", "between")  # of the rates
 RUNS = 5  # whose rates are remembered; machines are shared, so the median of them counts
 
 

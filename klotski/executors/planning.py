@@ -25,21 +25,23 @@ from klotski.schema import LoadFormat, RunConfig
 from klotski.units import format_flops, format_size, parse_count, parse_rate, parse_seconds, parse_size
 from klotski.workload import in_batch_order
 
-__all__ = ["describe", "hardware_file", "plan_run", "wishes"]
+__all__ = ["describe", "find_terms", "hardware_file", "plan_run"]
 
 logger = logging.getLogger(__name__)
 
 
-def plan_run(config: RunConfig, facts: ModelFacts, requests: Sequence[Request], known: Rates | None = None) -> Plan:
-    """The plan for these requests, within the budget that the config grants.
+def find_terms(config: RunConfig, facts: ModelFacts, requests: Sequence[Request], known: Rates | None) -> Terms:
+    """On which terms these requests are planned. `known`: rates that earlier runs of the model measured here."""
+    lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
+    return Terms(facts, Demand(lengths), grant(config), wishes(config), choose_rates(config, known or NOMINAL))
 
-    `known`: rates that earlier runs of the model measured here.
+
+def plan_run(terms: Terms) -> Plan:
+    """The plan on these terms, with its reasons.
 
     Raises:
-        BudgetError: no plan fits into it.
+        BudgetError: none fits into the budget.
     """
-    lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
-    terms = Terms(facts, Demand(lengths), grant(config), wishes(config), choose_rates(config, known or NOMINAL))
     plan = make_plan(terms)
     return replace(plan, explanation=explain(plan, terms))
 
@@ -100,17 +102,18 @@ def choose_rates(config: RunConfig, otherwise: Rates) -> Rates:
             reason = f"arithmetic's as set, the disk's {otherwise.reason}"
         case _:
             reason = "as set"
+    multiplied = compute or otherwise.compute
     return Rates(
         disk=disk or otherwise.disk,
-        compute=compute or otherwise.compute,
+        compute=multiplied,
         reason=reason,
+        dense_share=dense / multiplied if dense else otherwise.dense_share,
         memory=memory or otherwise.memory,
         turn=turn or otherwise.turn,
         step=step or otherwise.step,
         between=between or otherwise.between,
         start=start or otherwise.start,
         link=link,
-        dense=dense or (None if compute else otherwise.dense),
     )
 
 
@@ -121,7 +124,7 @@ def hardware_file(rates: Rates) -> str:
         "disk_latency": f"{1e3 * rates.start:.3g}ms",
         "memory_bandwidth": f"{format_size(rates.memory)}/s",
         "compute_rate": format_flops(rates.compute),
-        "dense_rate": format_flops(rates.dense or 1.0),
+        "dense_rate": format_flops(rates.dense_share * rates.compute),
         "batch_overhead": f"{1e6 * rates.turn:.0f}us",
         "expert_overhead": f"{1e6 * rates.step:.0f}us",
         "operation_overhead": f"{1e6 * rates.between:.0f}us",

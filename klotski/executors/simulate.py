@@ -6,14 +6,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from klotski.core import LaneName, OnDemand, Request, SweepReport
+from klotski.core import LaneName, Request, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.planning import describe
-from klotski.executors.task import Task, prepare
+from klotski.executors.task import Task, make_sweeper, prepare
 from klotski.lanes import VirtualClock, VirtualComputeLane
 from klotski.model import keeps_all_tokens
-from klotski.pipeline import Policy, RoutingTable, Sweeper, create_predictor, run_group
-from klotski.planner import Costs, Demand, placement_order, show_plan
+from klotski.pipeline import RoutingTable, create_predictor, run_group
+from klotski.planner import Costs, placement_order, show_plan
 from klotski.schema import RunConfig
 from klotski.simulation import (
     DrawnRouters,
@@ -25,7 +25,6 @@ from klotski.simulation import (
     SyntheticBatch,
 )
 from klotski.telemetry import Recorder, RunLog, Totals
-from klotski.units import parse_size
 from klotski.weights import Residency, SlotKind
 from klotski.workload import cut_batches
 
@@ -59,28 +58,21 @@ class SimulatedExecutor:
 
 def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:
     """Sweep in virtual time until all requests have ended."""
-    plan, facts, clock = task.plan, task.facts, VirtualClock()
-    demand = Demand([(len(request.prompt), request.max_tokens) for request in task.requests])
-    host = parse_size("hw.host_memory", config.hw.host_memory) or 0
-    of_operations = plan.rates._replace(between=0.0)
-    costs = Costs(facts, demand, of_operations, config.pipeline.on_demand is OnDemand.eager, host)
+    plan, terms, facts, clock = task.plan, task.terms, task.facts, VirtualClock()
+    # What lies between two operations is the lane's to wait for.
+    costs = Costs(facts, terms.demand, terms.rates._replace(between=0.0))
     under_way: dict[int, SyntheticBatch] = {}
     residents = set(plan.residents)
-    lasting = [block for block in placement_order(facts, task.wishes) if block not in residents]
+    lasting = [block for block in placement_order(facts, terms.wishes) if block not in residents]
     durations = Durations(costs, under_way, lambda: supply.is_busy)
-    compute = VirtualComputeLane(LaneName.COMPUTE, recorder, clock, durations, plan.rates.between)
-    supply = Supply(facts, plan.rates, lasting, host, recorder, clock, lambda: compute.load)
+    compute = VirtualComputeLane(LaneName.COMPUTE, recorder, clock, durations, terms.rates.between)
+    supply = Supply(facts, terms.rates, lasting, terms.budget.host, recorder, clock, lambda: compute.load)
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     residency = Residency(slots, plan.residents, supply.bring, plan.lent_slots, config.placement.residents)
     table = RoutingTable(facts.expert_counts)
     task.history.recall(table)
-    strategy = config.pipeline
-    policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
-    predictor = create_predictor(strategy.predictor, table)
-    worker = IdleWorker()
-    sweeper = Sweeper(
-        facts.expert_counts, policy, predictor, residency, compute, worker, plan.sequences, plan.scored_batches
-    )
+    predictor = create_predictor(config.pipeline.predictor, table)
+    sweeper = make_sweeper(config, task, predictor, residency, compute, IdleWorker())
     with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
         totals.rates |= rates_by_lane(task)
         for arrival in [supply.bring(block, 0, ()) for block in plan.residents]:

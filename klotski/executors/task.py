@@ -11,15 +11,17 @@ from klotski.assets import BUNDLED, SHAPES, TINY
 from klotski.core import Prediction, Request
 from klotski.executors.facts import gather_facts
 from klotski.executors.history import History
-from klotski.executors.planning import plan_run, wishes
+from klotski.executors.planning import find_terms, plan_run
+from klotski.lanes import Lane
 from klotski.model import OpenModel, open_model
-from klotski.planner import ModelFacts, Plan, Wishes
+from klotski.pipeline import Policy, Predictor, Sweeper, Worker
+from klotski.planner import ModelFacts, Plan, Terms
 from klotski.schema import DType, LoadFormat, RunConfig
 from klotski.telemetry import RunLog
-from klotski.weights import find_local, has_weights, resolve
+from klotski.weights import Residency, find_local, has_weights, resolve
 from klotski.workload import Encoder, RoughTokenizer, load_requests
 
-__all__ = ["Task", "foresees", "is_dummy", "prepare"]
+__all__ = ["Task", "foresees", "is_dummy", "make_sweeper", "prepare"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +34,19 @@ class Task(NamedTuple):
     model: OpenModel
     requests: list[Request]
     encoder: Encoder
-    facts: ModelFacts
     history: History
-    wishes: Wishes
+    terms: Terms
     plan: Plan
+
+    @property
+    def facts(self) -> ModelFacts:
+        """Sizes and arithmetic of the model."""
+        return self.terms.facts
 
 
 def prepare(config: RunConfig, log: RunLog, *, is_predicted: bool = False) -> Task:
     """Open the model, read the workload, and plan. `is_predicted`: no weights are needed."""
-    folder = find_shape(config) if is_predicted else find_checkpoint(config)
+    folder = find_shape(config) if is_predicted or is_dummy(config) else find_checkpoint(config)
     shape_only = is_dummy(config) or (is_predicted and not has_weights(folder))
     model = open_model(folder, DTYPES[config.model.dtype], is_dummy=shape_only)
     history = History(config.history, config.model.name, folder)
@@ -50,11 +56,11 @@ def prepare(config: RunConfig, log: RunLog, *, is_predicted: bool = False) -> Ta
     if log.num_errors:
         logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
     facts = gather_facts(model, foresees=foresees(config))
-    if shape_only and is_predicted:
+    if shape_only and is_predicted:  # what has no file is taken to be read as it is
         facts = replace(facts, stored_bytes=facts.block_bytes)
     facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
-    plan = plan_run(config, facts, requests, history.rates)
-    return Task(model, requests, encoder, facts, history, wishes(config), plan)
+    terms = find_terms(config, facts, requests, history.rates)
+    return Task(model, requests, encoder, history, terms, plan_run(terms))
 
 
 def find_checkpoint(config: RunConfig) -> Path:
@@ -82,3 +88,13 @@ def is_dummy(config: RunConfig) -> bool:
 def foresees(config: RunConfig) -> bool:
     """Whether routers are asked early."""
     return config.pipeline.predictor is Prediction.lookahead
+
+
+def make_sweeper(
+    config: RunConfig, task: Task, predictor: Predictor, residency: Residency, compute: Lane, worker: Worker
+) -> Sweeper:
+    """The sweep over this model with the config's strategy."""
+    strategy, plan = config.pipeline, task.plan
+    policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
+    experts = task.facts.expert_counts
+    return Sweeper(experts, policy, predictor, residency, compute, worker, plan.sequences, plan.scored_batches)

@@ -13,11 +13,11 @@ from klotski.executors.facts import workspace_shape
 from klotski.executors.planning import describe, hardware_file
 from klotski.executors.rates import RateSamples
 from klotski.executors.recording import RecordingPredictor
-from klotski.executors.task import Task, foresees, is_dummy, prepare
+from klotski.executors.task import Task, foresees, is_dummy, make_sweeper, prepare
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
 from klotski.model import Decoding, Foresight, GenerationBatch, OpenModel, Workspace, keep_routers
-from klotski.pipeline import Policy, Predictor, RoutingTable, Sweeper, create_predictor, run_group
+from klotski.pipeline import RoutingTable, create_predictor, run_group
 from klotski.planner import NOMINAL, Calibration, Plan, process_memory, show_plan
 from klotski.schema import RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
@@ -95,7 +95,8 @@ def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, to
         predictor = create_predictor(config.pipeline.predictor, table)
         if config.record_routing:
             predictor = RecordingPredictor(predictor, log.routing)
-        sweeper = make_sweeper(config, model, plan, store, workspace, compute, predictor)
+        worker = TorchWorker(model.shell, store, workspace)
+        sweeper = make_sweeper(config, task, predictor, store.residency, compute, worker)
         account.sweeping(sweeper.prefetch)
         foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None
         batches = make_batches(config, model, plan, cut_batches(task.requests, plan.batch_size), account, foresight)
@@ -129,23 +130,6 @@ def make_workspace(model: OpenModel, plan: Plan) -> Workspace:
     """Memory for the expert phase of the largest sweep."""
     with torch.inference_mode(mode=False):
         return Workspace(workspace_shape(model), plan.tokens_in_flight, model.shell.dtype)
-
-
-def make_sweeper(
-    config: RunConfig,
-    model: OpenModel,
-    plan: Plan,
-    store: BlockStore,
-    workspace: Workspace,
-    compute: Lane,
-    predictor: Predictor,
-) -> Sweeper:
-    """The sweep over this model with the config's strategy."""
-    strategy = config.pipeline
-    policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
-    experts = model.shell.expert_counts
-    worker = TorchWorker(model.shell, store, workspace)
-    return Sweeper(experts, policy, predictor, store.residency, compute, worker, plan.sequences, plan.scored_batches)
 
 
 def make_batches(

@@ -9,7 +9,7 @@ from collections import defaultdict
 
 from klotski.core import Compute, Span
 from klotski.lanes import SpanSink
-from klotski.planner.costs import DENSE, SHARED
+from klotski.planner.costs import SHARED
 from klotski.planner.facts import ModelFacts
 from klotski.planner.rates import Rates
 
@@ -75,13 +75,14 @@ class Calibration:
         """
         attention, expert = self._lines[Compute.ATTENTION], self._lines[Compute.EXPERT]
         if min(attention.count, expert.count) < FEWEST:
-            return measured._replace(dense=DENSE * measured.compute)
+            return measured
         around = sum(self._lines[kind].seconds for kind in AROUND)
         turn, of_token = attention.solve()
         step, _ = expert.solve()
+        dense = facts.dense_flops / facts.num_layers / of_token if of_token else measured.dense_share * measured.compute
         return measured._replace(
             turn=turn + around / attention.count,
             step=max(0.0, step / (1 + SHARED * disk_share) - facts.largest_expert / measured.memory),
             between=between / sum(line.count for line in self._lines.values()),
-            dense=facts.dense_flops / facts.num_layers / of_token if of_token else DENSE * measured.compute,
+            dense_share=dense / measured.compute,
         )

@@ -15,10 +15,9 @@ from klotski.planner.memory import SCORED
 from klotski.planner.rates import NOMINAL, Rates
 from klotski.planner.streaming import Using
 
-__all__ = ["BUSY_SLOTS", "CROWDED", "DENSE", "SHARED", "Costs", "Forecast", "Pace", "Seconds", "Work"]
+__all__ = ["BUSY_SLOTS", "CROWDED", "SHARED", "Costs", "Forecast", "Pace", "Seconds", "Work"]
 
 BUSY_SLOTS = 2  # for experts
-DENSE = 0.75  # of the experts' rate, in a layer's dense part, with all that goes on between its products
 TURN_OPERATIONS = 2  # of a batch in a layer: up to its experts, and behind them
 SHARED = 0.15  # of the time in which both go on, lost to each other: memory's bandwidth, and the cores themselves
 CROWDED = 0.1  # of a read's time at the sampled rate, that it takes longer while arithmetic goes on
@@ -159,7 +158,7 @@ class Costs:
 
     def attention(self, work: Work) -> float:
         """Seconds of all layers' dense parts: attention, router, shared experts."""
-        products = work.tokens * self.facts.dense_flops / (self.rates.dense or DENSE * self.rates.compute)
+        products = work.tokens * self.facts.dense_flops / (self.rates.dense_share * self.rates.compute)
         turn = self.rates.turn + TURN_OPERATIONS * self.rates.between
         return products + self.facts.num_layers * work.batches * turn
 

@@ -11,8 +11,8 @@ class Rates(NamedTuple):
     `disk`: bytes a second at which blocks come from disk; `start`: seconds that a disk at rest takes longer for a
     block than one that is at work already. `link`: bytes a second from CPU memory to a GPU; None: arithmetic happens
     in CPU memory. `memory`: bytes a second of weights on their way into a product, however few its rows, and of
-    cached keys. `compute`: operations a second at which experts are multiplied; `dense`: those of a layer's dense
-    part, with all that goes on between its products; None: three quarters of the experts'. `turn`, `step`: seconds
+    cached keys. `compute`: operations a second at which experts are multiplied; `dense_share`: of these, what a layer's
+    dense part reaches, with all that goes on between its products. `turn`, `step`: seconds
     of a batch's turn in a layer and of an expert's turn, whatever their size; `between`: of the pipeline's own, from
     one operation to the next.
     """
@@ -20,13 +20,13 @@ class Rates(NamedTuple):
     disk: float
     compute: float
     reason: str
+    dense_share: float = 0.75
     memory: float = 2e10
     turn: float = 6e-3
     step: float = 5e-4
     between: float = 0.0
     start: float = 3e-3
     link: float | None = None
-    dense: float | None = None
 
 
 NOMINAL = Rates(1.6e9, 4e11, "nominal: two cores and an NVMe drive")

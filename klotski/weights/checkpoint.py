@@ -63,16 +63,17 @@ def has_weights(folder: Path) -> bool:
 
 
 def find_local(path: str) -> Path | None:
-    """The folder of a checkpoint that is on this machine already: a folder, or in the Hub's cache; None if neither."""
+    """The folder of a checkpoint that is on this machine already: a folder, or whole in the Hub's cache; or None."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, local_files_only=True))
+        cached = Path(snapshot_download(path, local_files_only=True))
     except Exception:  # the Hub's client raises whatever it likes for what is not there
         return None
+    return cached if has_weights(cached) else None
 
 
 def resolve(path: str, *, with_weights: bool = True, made_by: str = "") -> Path:

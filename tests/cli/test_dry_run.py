@@ -21,6 +21,15 @@ def test_a_dry_run_shows_the_plan_and_why_and_loads_nothing(tmp_path: Path) -> N
     assert not (tmp_path / "run" / "results.jsonl").read_text()
 
 
+def test_random_weights_of_a_shape_in_the_package_need_no_download(tmp_path: Path) -> None:
+    overrides = ("model=olmoe", "model.load_format=dummy", "hw.device_memory=20GB", "dry_run=true")
+    finished = run_klotski(*overrides, "workload=synthetic", "hydra.run.dir=run", cwd=tmp_path)
+    assert (finished.status, finished.err.count("Traceback")) == (0, 0), finished.err
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["residents_reason"] == "there is no file to stream from"
+    assert plan["streamed_bytes"] == 0
+
+
 def test_a_dry_run_of_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     finished = run_klotski("dry_run=true", "hw.device_memory=1MB", "hydra.run.dir=run", cwd=tmp_path)
     assert finished.status == 1

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from klotski.core import Compute, Operation, Span
 from klotski.planner import NOMINAL, Calibration
 from klotski.planner.calibration import FEWEST, Line
-from klotski.planner.costs import DENSE
 from tests.unit.fakes import Sink, examples
 from tests.unit.questions import model
 
@@ -57,7 +56,7 @@ def test_rates_are_those_of_the_spans() -> None:
     rates = calibrated(100).rates(facts, NOMINAL, disk_share=0.0, between=0.03)
     assert rates.turn == pytest.approx(2.1e-3, rel=0.01)
     assert rates.step == pytest.approx(3e-4 - facts.largest_expert / NOMINAL.memory, rel=0.01)
-    assert rates.dense == pytest.approx(4_000_000 / facts.num_layers / 1e-6, rel=0.02)
+    assert rates.dense_share * rates.compute == pytest.approx(4_000_000 / facts.num_layers / 1e-6, rel=0.02)
     assert rates.between == pytest.approx(0.03 / 300)
     assert (rates.disk, rates.compute, rates.memory) == (NOMINAL.disk, NOMINAL.compute, NOMINAL.memory)
 
@@ -68,7 +67,7 @@ def test_what_reading_costs_experts_is_not_charged_twice() -> None:
 
 
 def test_a_few_spans_say_nothing() -> None:
-    assert calibrated(FEWEST - 1).rates(model(), NOMINAL, 0.0, 0.0) == NOMINAL._replace(dense=DENSE * NOMINAL.compute)
+    assert calibrated(FEWEST - 1).rates(model(), NOMINAL, 0.0, 0.0) == NOMINAL
 
 
 def test_what_it_hears_goes_on_to_the_sink() -> None:

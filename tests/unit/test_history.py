@@ -10,7 +10,7 @@ from klotski.executors.history import RUNS, History
 from klotski.pipeline import RoutingTable
 from klotski.planner import NOMINAL
 
-RATES = NOMINAL._replace(disk=2e9, turn=2e-3, dense=3e11, reason="measured by earlier runs of this model")
+RATES = NOMINAL._replace(disk=2e9, turn=2e-3, dense_share=0.6, reason="measured by earlier runs of this model")
 
 
 @pytest.fixture
