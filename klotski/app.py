@@ -114,7 +114,9 @@ def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder
     metrics = summarize(status, mode, totals, recorder, reason)
     log.metrics(metrics)
     if status != "failed" and recorder.is_writing:
-        write_trace(log.folder / "events.jsonl", log.folder / "trace.json")
+        is_whole = write_trace(log.folder / "events.jsonl", log.folder / "trace.json")
+        if not is_whole:
+            logger.info("trace.json has as many events as a viewer can show; events.jsonl has all of them")
     if status == "ok" and totals.sweeps:
         print_summary(metrics, log.num_errors, log.folder)
 

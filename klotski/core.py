@@ -13,6 +13,7 @@ __all__ = [
     "FIXED",
     "Block",
     "Compute",
+    "KvCache",
     "LaneName",
     "Misses",
     "OnDemand",
@@ -21,6 +22,7 @@ __all__ = [
     "Prediction",
     "Prefetch",
     "PrefetchCount",
+    "Products",
     "Request",
     "Residents",
     "Result",
@@ -58,7 +60,9 @@ class LaneName(StrEnum):
     """The lanes of a machine. Where the device tier is CPU memory there is no link."""
 
     DISK = "disk"
-    LINK = "link"  # from CPU memory into a GPU
+    LINK = "link"  # blocks, from CPU memory into a GPU
+    KV_IN = "kv_in"  # keys and values on the same way
+    KV_OUT = "kv_out"  # and new ones back
     COMPUTE = "compute"
 
 
@@ -166,11 +170,20 @@ class PrefetchCount:
 
 class Prefetch(Enum):
     """What is brought before it is asked for: nothing, the whole layer (which takes slots for all of it), its hot
-    experts."""
+    experts.
+
+    `layer`: while the layer before is computed. `sublayer`: a layer's experts while its own attention is.
+    """
 
     none = "none"
     layer = "layer"
+    sublayer = "sublayer"
     hot = "hot"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of a layer is brought, used or not."""
+        return self in (Prefetch.layer, Prefetch.sublayer)
 
 
 class OnDemand(Enum):
@@ -187,15 +200,32 @@ class Misses(Enum):
     cheapest = "cheapest"
 
 
+class Products(Enum):
+    """What an expert is multiplied with at a time: the tokens of the whole group, or those of one batch."""
+
+    group = "group"
+    batch = "batch"
+
+
 class Order(Enum):
     """In which order a layer's experts are computed.
 
-    `arrival`: those that are here, hottest first; then the others as they arrive.
+    `batch`: batch after batch, so that all experts have to be here for the first. `arrival`: those that are here,
+    hottest first; then the others as they arrive.
     """
 
+    batch = "batch"
     index = "index"
     hot_first = "hot_first"
     arrival = "arrival"
+
+
+class KvCache(Enum):
+    """Where keys and values are: on the device, in CPU memory below it, or as planned."""
+
+    auto = "auto"
+    device = "device"
+    host = "host"
 
 
 class Prediction(Enum):

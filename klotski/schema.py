@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from klotski.core import Misses, OnDemand, Order, Prediction, Prefetch, Residents
+from klotski.core import KvCache, Misses, OnDemand, Order, Prediction, Prefetch, Products, Residents
 from klotski.errors import ConfigError
 from klotski.refusals import did_you_mean, explain
 from klotski.units import (
@@ -103,6 +103,8 @@ class HwConfig:
     """What blocks come from disk at, to plan by: `1.6GB/s`. `auto`: what earlier runs of the model measured."""
     compute_rate: str = "auto"
     """What experts are multiplied at, to plan by: `400GFLOP/s`. `auto`: what earlier runs of the model measured."""
+    compute_rate_float32: str = "auto"
+    """The same for a model in float32. `auto`: as `compute_rate`."""
     dense_rate: str = "auto"
     """What dense parts are multiplied at, with all that goes on between their products. `auto`: likewise, or three
     quarters of the experts'."""
@@ -110,12 +112,19 @@ class HwConfig:
     """What a block takes longer if the disk was at rest, to plan by: `3ms`."""
     link_bandwidth: str = "auto"
     """From CPU memory to a GPU, to plan by: `25GB/s`. `auto`: no GPU, arithmetic happens in CPU memory."""
+    link_bandwidth_back: str = "auto"
+    """From a GPU to CPU memory, to plan by. `auto`: as much."""
     memory_bandwidth: str = "auto"
-    """What weights come into a product at, however few its rows, to plan by: `800GB/s`."""
+    """What cached keys and the head's weights come out of memory at, to plan by: `800GB/s`."""
+    product_bandwidth: str = "auto"
+    """What an expert's weights come into a product at, however few its rows, to plan by. `auto`: what earlier runs of
+    the model measured, or `memory_bandwidth`."""
     batch_overhead: str = "auto"
     """A batch's turn in a layer, whatever its size, to plan by: `1ms`."""
     expert_overhead: str = "auto"
     """An expert's turn, likewise: `100us`."""
+    wake_overhead: str = "auto"
+    """What an operation takes longer once the cores have waited for some milliseconds, likewise: `500us`."""
     operation_overhead: str = "auto"
     """The pipeline's own, from one operation to the next, likewise: `50us`."""
 
@@ -123,12 +132,16 @@ class HwConfig:
 PLAUSIBLE = {
     "disk_bandwidth": (1e7, 1e11, "B"),
     "link_bandwidth": (1e9, 2e12, "B"),
+    "link_bandwidth_back": (1e9, 2e12, "B"),
     "memory_bandwidth": (1e9, 1e14, "B"),
+    "product_bandwidth": (1e8, 1e14, "B"),
     "compute_rate": (1e8, 1e17, "FLOP"),
+    "compute_rate_float32": (1e8, 1e17, "FLOP"),
     "dense_rate": (1e8, 1e17, "FLOP"),
     "disk_latency": (1e-6, 1.0, "s"),
     "batch_overhead": (1e-7, 1.0, "s"),
     "expert_overhead": (1e-7, 1.0, "s"),
+    "wake_overhead": (1e-7, 1.0, "s"),
     "operation_overhead": (1e-7, 1.0, "s"),
 }
 """Between which values each of them lies on any machine, and in which unit."""
@@ -141,6 +154,8 @@ class PlacementConfig:
 
     name: str = MISSING
     residents: Residents = Residents.greedy
+    kv_cache: KvCache = KvCache.auto
+    """Where keys and values are, if arithmetic happens on a GPU."""
 
 
 @dataclass
@@ -165,6 +180,8 @@ class PipelineConfig:
     order: Order = Order.arrival
     misses: Misses = Misses.move
     """`cheapest` needs a tier below that can compute; where that is a disk, all are moved."""
+    products: Products = Products.group
+    """`batch`: an expert is multiplied once for each batch, as in other engines. Only predicted."""
 
 
 @dataclass
@@ -218,6 +235,8 @@ class RunConfig:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    paper: str = ""
+    """Which case of the Klotski paper's tables is predicted."""
     dry_run: bool = False
     """Show the plan, and load nothing."""
     history: str = "auto"
@@ -232,9 +251,12 @@ class RunConfig:
 def register(configs: Path) -> None:
     """Make the schemas known to Hydra, and what configs interpolate; may be called again.
 
-    `${pid:}` is the process id, `${options:}` a list of all groups and options in `configs`.
+    `${pid:}` is the process id, `${options:}` a list of all groups and options in `configs`. `${product:A,B}` is of two
+    numbers, `${pick:KEY,{A:B},C}` is what the key has, or else C.
     """
     OmegaConf.register_new_resolver("pid", os.getpid, replace=True)
+    OmegaConf.register_new_resolver("product", lambda one, other: int(one) * int(other), replace=True)
+    OmegaConf.register_new_resolver("pick", lambda key, known, other: known.get(key, other), replace=True)
     OmegaConf.register_new_resolver("options", partial(list_options, configs), replace=True)
     store = ConfigStore.instance()
     store.store(group="schema", name="run", node=RunConfig)
@@ -254,7 +276,7 @@ def list_options(configs: Path) -> str:
     """Every option of every group, with the first sentence of its file's opening comment."""
     lines = []
     groups = [each.name for each in fields(RunConfig) if is_dataclass(each.type)]
-    for group in [*groups, "experiment"]:
+    for group in [*groups, "paper", "experiment"]:
         lines.append(group)
         for file in sorted((configs / group).glob("*.yaml")):
             comment = " ".join(line[2:] for line in file.read_text().splitlines() if line.startswith("# "))

@@ -37,6 +37,7 @@ class Account:
         self._expected = sum(request.max_tokens for request in requests)
         self._progress = Progress(len(requests), Console(stderr=True), is_predicted=not is_measured)
         self._lasting = 0
+        self._with_caches = True
         self._busy: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
         self._bubbles = 0.0
@@ -51,11 +52,16 @@ class Account:
         self._progress.__exit__(kind, error, trace)
         self._recorder.flush()
 
-    def ready(self, nbytes: int) -> None:
-        """All memory that lasts is taken; what was read until now belongs to no sweep."""
+    def ready(self, nbytes: int, host: int = 0, *, with_caches: bool = True) -> None:
+        """All memory that lasts is taken, `host` of it below a GPU; what was read until now belongs to no sweep.
+
+        `with_caches`: keys and values are on the device, too.
+        """
         self._lasting = nbytes
-        self._busy, self._bytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
-        self._bubbles = self._recorder.bubble_seconds
+        self._with_caches = with_caches
+        if host:
+            self._totals.peak_memory["host"] = host
+        self._recorder.begin()
 
     def measured(self, samples: Mapping[str, float]) -> None:
         """The machine's rates, as sampled. Where the run itself reached more, that is what the machine can do."""
@@ -110,6 +116,6 @@ class Account:
 
     def _note_memory(self, cache_bytes: int) -> None:
         peak = self._totals.peak_memory
-        peak["device"] = max(peak.get("device", 0), self._lasting + cache_bytes)
+        peak["device"] = max(peak.get("device", 0), self._lasting + self._with_caches * cache_bytes)
         if self._is_measured:
             peak["process"] = peak_memory()

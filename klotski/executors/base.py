@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from klotski.core import Products
 from klotski.errors import ConfigError
 from klotski.schema import LoadFormat, RunConfig
 from klotski.telemetry import Recorder, RunLog, Totals
 
-__all__ = ["Executor", "create"]
+__all__ = ["Executor", "create", "is_elsewhere"]
 
 
 class Executor(Protocol):
@@ -42,6 +43,10 @@ def _torch(config: RunConfig) -> Executor:
         raise ConfigError(
             f"hw={config.hw.name} is another machine than this one; set hw=auto to run here, or executor=simulate to "
             "predict"
+        )
+    if config.pipeline.products is Products.batch:
+        raise ConfigError(
+            "pipeline.products=batch is how other engines multiply, and can only be predicted; set executor=simulate"
         )
     from klotski.executors.torch import TorchExecutor  # here, so that a refused config is refused at once
 

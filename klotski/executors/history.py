@@ -21,11 +21,11 @@ from platformdirs import user_cache_path
 from klotski.pipeline import RoutingTable
 from klotski.planner import NOMINAL, Rates
 
-__all__ = ["History"]
+__all__ = ["History", "home_of"]
 
 logger = logging.getLogger(__name__)
 
-KEPT = ("disk", "compute", "dense_share", "turn", "step", "between")  # of the rates
+KEPT = ("disk", "start", "product", "compute", "dense_share", "turn", "step", "between", "wake")  # of the rates
 RUNS = 5  # whose rates are remembered; machines are shared, so the median of them counts
 
 
@@ -35,9 +35,8 @@ class History:
     def __init__(self, setting: str, name: str, folder: Path) -> None:
         self._file: Path | None = None
         self._known: dict[str, NDArray[Any]] = {}
-        self._rates = f"machine_{socket.gethostname()}"  # a home may be shared between machines
-        if setting != "none":
-            home = user_cache_path("klotski") / "history" if setting == "auto" else Path(setting).expanduser()
+        self._rates = f"rates_{socket.gethostname()}"  # a home may be shared between machines
+        if (home := home_of(setting)) is not None:
             self._file = home / f"{name}-{fingerprint(folder)}.npz"
             self._known = read(self._file)
 
@@ -48,9 +47,10 @@ class History:
     @property
     def rates(self) -> Rates | None:
         """What runs on this machine reached, in the median; None: no run."""
-        if self._rates not in self._known:
+        runs = self._runs()
+        if not runs:
             return None
-        known = dict(zip(KEPT, map(median, self._known[self._rates].T.tolist()), strict=True))
+        known = dict(zip(KEPT, map(median, zip(*runs, strict=True)), strict=True))
         return NOMINAL._replace(**known, reason="measured by earlier runs of this model")
 
     def shares(self, experts: Sequence[int], top_k: int) -> list[list[float]] | None:
@@ -60,20 +60,32 @@ class History:
             return None
         return [(top_k * each / max(each.sum(), 1e-9)).tolist() for each in table.shares]
 
+    def _runs(self) -> list[list[float]]:
+        """What each run reached; another version may have kept something else."""
+        runs: list[list[float]] = self._known.get(self._rates, np.empty((0, 0))).tolist()
+        return [rates for rates in runs if len(rates) == len(KEPT)]
+
     def keep(self, table: RoutingTable, rates: Rates | None) -> None:
         """Add what this run learned; None: nothing of the machine. What goes wrong is said, and fails no run."""
         if self._file is None:
             return
         known = table.arrays()
-        runs = [self._known[self._rates]] if self._rates in self._known else []
+        runs = self._runs()
         if rates is not None:
-            runs.append(np.array([[getattr(rates, name) for name in KEPT]]))
+            runs.append([getattr(rates, name) for name in KEPT])
         if runs:
-            known[self._rates] = np.concatenate(runs)[-RUNS:]
+            known[self._rates] = np.array(runs[-RUNS:])
         try:
             write(self._file, known)
         except OSError as error:
             logger.warning("%s could not be written: %s; the next run begins anew", self._file, error.strerror)
+
+
+def home_of(setting: str) -> Path | None:
+    """The folder where runs keep what they learned; None: they keep nothing."""
+    if setting == "none":
+        return None
+    return user_cache_path("klotski") / "history" if setting == "auto" else Path(setting).expanduser()
 
 
 def fingerprint(folder: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from klotski.assets import BUNDLED
-from klotski.core import Request
+from klotski.core import KvCache, Request
 from klotski.model import OpenModel
 from klotski.planner import (
     NOMINAL,
@@ -25,15 +25,29 @@ from klotski.schema import LoadFormat, RunConfig
 from klotski.units import format_flops, format_size, parse_count, parse_rate, parse_seconds, parse_size
 from klotski.workload import in_batch_order
 
-__all__ = ["describe", "find_terms", "hardware_file", "plan_run"]
+__all__ = ["describe", "find_terms", "hardware_file", "is_described", "plan_run"]
 
 logger = logging.getLogger(__name__)
 
 
-def find_terms(config: RunConfig, facts: ModelFacts, requests: Sequence[Request], known: Rates | None) -> Terms:
-    """On which terms these requests are planned. `known`: rates that earlier runs of the model measured here."""
+def find_terms(
+    config: RunConfig, model: OpenModel, facts: ModelFacts, requests: Sequence[Request], known: Rates | None
+) -> Terms:
+    """On which terms these requests are planned. `known`: rates that were measured here."""
     lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
-    return Terms(facts, Demand(lengths), grant(config), wishes(config), choose_rates(config, known or NOMINAL))
+    return Terms(
+        facts,
+        Demand(lengths),
+        grant(config),
+        wishes(config),
+        choose_rates(config, known or NOMINAL, str(model.shell.dtype)),
+    )
+
+
+def is_described(config: RunConfig) -> bool:
+    """Whether the config says what the machine reaches, so that nobody has to measure it."""
+    hw = config.hw
+    return hw.compute_rate != "auto" and hw.disk_bandwidth != "auto"
 
 
 def plan_run(terms: Terms) -> Plan:
@@ -76,19 +90,26 @@ def wishes(config: RunConfig) -> Wishes:
         expert_slots=parse_count("pipeline.expert_slots", pipeline.expert_slots),
         prefetch=pipeline.prefetch,
         on_demand=pipeline.on_demand,
+        products=pipeline.products,
+        kv_moves=None if config.placement.kv_cache is KvCache.auto else config.placement.kv_cache is KvCache.host,
     )
 
 
-def choose_rates(config: RunConfig, otherwise: Rates) -> Rates:
+def choose_rates(config: RunConfig, otherwise: Rates, dtype: str = "torch.bfloat16") -> Rates:
     """The rates to plan by: those that are set, and otherwise these."""
     hw = config.hw
     disk = parse_rate("hw.disk_bandwidth", hw.disk_bandwidth, "B")
     compute = parse_rate("hw.compute_rate", hw.compute_rate, "FLOP")
+    if dtype == "torch.float32":
+        compute = parse_rate("hw.compute_rate_float32", hw.compute_rate_float32, "FLOP") or compute
     link = parse_rate("hw.link_bandwidth", hw.link_bandwidth, "B")
+    back = parse_rate("hw.link_bandwidth_back", hw.link_bandwidth_back, "B")
     memory = parse_rate("hw.memory_bandwidth", hw.memory_bandwidth, "B")
+    product = parse_rate("hw.product_bandwidth", hw.product_bandwidth, "B")
     turn = parse_seconds("hw.batch_overhead", hw.batch_overhead)
     step = parse_seconds("hw.expert_overhead", hw.expert_overhead)
     between = parse_seconds("hw.operation_overhead", hw.operation_overhead)
+    wake = parse_seconds("hw.wake_overhead", hw.wake_overhead)
     start = parse_seconds("hw.disk_latency", hw.disk_latency)
     dense = parse_rate("hw.dense_rate", hw.dense_rate, "FLOP")
     match disk, compute:
@@ -109,11 +130,14 @@ def choose_rates(config: RunConfig, otherwise: Rates) -> Rates:
         reason=reason,
         dense_share=dense / multiplied if dense else otherwise.dense_share,
         memory=memory or otherwise.memory,
+        product=product or memory or otherwise.product,
         turn=turn or otherwise.turn,
         step=step or otherwise.step,
         between=between or otherwise.between,
+        wake=wake or otherwise.wake,
         start=start or otherwise.start,
         link=link,
+        back=back or link,
     )
 
 
@@ -123,10 +147,12 @@ def hardware_file(rates: Rates) -> str:
         "disk_bandwidth": f"{format_size(rates.disk)}/s",
         "disk_latency": f"{1e3 * rates.start:.3g}ms",
         "memory_bandwidth": f"{format_size(rates.memory)}/s",
+        "product_bandwidth": f"{format_size(rates.product)}/s",
         "compute_rate": format_flops(rates.compute),
         "dense_rate": format_flops(rates.dense_share * rates.compute),
         "batch_overhead": f"{1e6 * rates.turn:.0f}us",
         "expert_overhead": f"{1e6 * rates.step:.0f}us",
+        "wake_overhead": f"{max(1.0, 1e6 * rates.wake):.0f}us",
         "operation_overhead": f"{1e6 * rates.between:.0f}us",
     }
     head = [

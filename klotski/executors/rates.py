@@ -7,19 +7,23 @@ run's own reader, files, slots and shapes; machines are shared, so the median of
 import time
 from collections.abc import Callable
 from contextlib import closing
-from itertools import cycle
+from itertools import cycle, islice
 from statistics import median
 
 import torch
 
 from klotski.core import LaneName
-from klotski.model import Workspace
+from klotski.model import ROWS, STEP, Workspace
 from klotski.weights import BlockStore
 
 __all__ = ["RateSamples"]
 
 ROUNDS = 4  # before the run, and again after it; reading and multiplying take turns
 SECONDS = 0.25  # of each
+FEW_SECONDS = 0.1  # of products of few rows
+SINGLE = 3  # blocks, read each after a rest, and then in a row
+REST = 5e-3  # seconds
+LEAST = 1e-6  # seconds: a clock's
 
 
 class RateSamples:
@@ -30,22 +34,51 @@ class RateSamples:
         self._store = store
         self._space = workspace
         self._samples: dict[str, list[float]] = {LaneName.DISK: [], LaneName.COMPUTE: []}
+        self._starts: list[float] = []
+        self._products: list[float] = []
+
+    @property
+    def start(self) -> float:
+        """Seconds that one block takes longer to be read if the disk was at rest."""
+        return median(self._starts)
+
+    @property
+    def product(self) -> float:
+        """Bytes a second at which weights come into a product of few rows."""
+        return median(self._products)
 
     def measure(self) -> dict[str, float]:
         """Take samples, and return the median of all so far. No sweep may be under way."""
         with torch.inference_mode():
             for _ in range(ROUNDS):
+                self._starts.append(self._starting())
                 self._samples[LaneName.DISK].append(self._reading())
-                self._samples[LaneName.COMPUTE].append(self._multiplying())
+                self._samples[LaneName.COMPUTE].append(self._multiplying(ROWS, SECONDS))
+                self._products.append(self._multiplying(STEP, FEW_SECONDS) / (2 * STEP) * self._space.gathered.itemsize)
         return {lane: median(samples) for lane, samples in self._samples.items()}
 
     def _reading(self) -> float:
         with closing(self._store.read_past_lane(self._blocks)) as blocks:
             return rate(lambda: next(blocks, 0), SECONDS)
 
-    def _multiplying(self) -> float:
+    def _starting(self) -> float:
+        """Seconds that a block takes longer after a rest than behind another one."""
+        single = 0.0
+        for _ in range(SINGLE):
+            time.sleep(REST)
+            single += self._seconds(1)
+        return max(LEAST, (single - self._seconds(SINGLE)) / (SINGLE - 1))  # those in a row have a first one, too
+
+    def _seconds(self, count: int) -> float:
+        """That the next blocks take, one behind the other."""
+        begin = time.perf_counter()
+        with closing(self._store.read_past_lane(islice(self._blocks, count))) as blocks:
+            sum(blocks)
+        return time.perf_counter() - begin
+
+    def _multiplying(self, rows: int, seconds: float) -> float:
         """The larger product of an expert, with one slot's bytes after the other: in a run, too, weights are new."""
-        tokens, out = self._space.gathered, self._space.inside
+        tokens, out = self._space.gathered[:rows], self._space.inside[:rows]
         numbers = tokens.shape[1] * out.shape[1]
         slots = [slot.view(tokens.dtype)[:numbers] for slot in self._store.expert_slots()]
         matrices = cycle(slot.view(out.shape[1], tokens.shape[1]) for slot in slots)
@@ -56,7 +89,7 @@ class RateSamples:
             return 2 * len(tokens) * numbers
 
         multiply()  # the first one makes its kernel
-        return rate(multiply, SECONDS)
+        return rate(multiply, seconds)
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:

@@ -9,13 +9,15 @@ import torch
 
 from klotski.assets import BUNDLED, SHAPES, TINY
 from klotski.core import Prediction, Request
+from klotski.executors.base import is_elsewhere
 from klotski.executors.facts import gather_facts
 from klotski.executors.history import History
-from klotski.executors.planning import find_terms, plan_run
+from klotski.executors.machine import machine_rates
+from klotski.executors.planning import find_terms, is_described, plan_run
 from klotski.lanes import Lane
 from klotski.model import OpenModel, open_model
-from klotski.pipeline import Policy, Predictor, Sweeper, Worker
-from klotski.planner import ModelFacts, Plan, Terms
+from klotski.pipeline import Caches, Policy, Predictor, Sweeper, Worker
+from klotski.planner import ModelFacts, Plan, Rates, Terms
 from klotski.schema import DType, LoadFormat, RunConfig
 from klotski.telemetry import RunLog
 from klotski.weights import Residency, find_local, has_weights, resolve
@@ -59,8 +61,15 @@ def prepare(config: RunConfig, log: RunLog, *, is_predicted: bool = False) -> Ta
     if shape_only and is_predicted:  # what has no file is taken to be read as it is
         facts = replace(facts, stored_bytes=facts.block_bytes)
     facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
-    terms = find_terms(config, facts, requests, history.rates)
+    terms = find_terms(config, model, facts, requests, find_rates(config, model, history))
     return Task(model, requests, encoder, history, terms, plan_run(terms))
+
+
+def find_rates(config: RunConfig, model: OpenModel, history: History) -> Rates | None:
+    """What this machine is known to reach, if it is the one that the config describes."""
+    if is_elsewhere(config):
+        return None
+    return history.rates or (None if is_described(config) else machine_rates(config.history, model))
 
 
 def find_checkpoint(config: RunConfig) -> Path:
@@ -91,10 +100,16 @@ def foresees(config: RunConfig) -> bool:
 
 
 def make_sweeper(
-    config: RunConfig, task: Task, predictor: Predictor, residency: Residency, compute: Lane, worker: Worker
+    config: RunConfig,
+    task: Task,
+    predictor: Predictor,
+    residency: Residency,
+    compute: Lane,
+    worker: Worker,
+    caches: Caches,
 ) -> Sweeper:
     """The sweep over this model with the config's strategy."""
     strategy, plan = config.pipeline, task.plan
     policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
     experts = task.facts.expert_counts
-    return Sweeper(experts, policy, predictor, residency, compute, worker, plan.sequences, plan.scored_batches)
+    return Sweeper(experts, policy, predictor, residency, compute, worker, caches, plan.sequences, plan.scored_batches)

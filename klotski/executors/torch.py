@@ -17,11 +17,11 @@ from klotski.executors.task import Task, foresees, is_dummy, make_sweeper, prepa
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import InlineLane, Lane, ThreadLane
 from klotski.model import Decoding, Foresight, GenerationBatch, OpenModel, Workspace, keep_routers
-from klotski.pipeline import RoutingTable, create_predictor, run_group
-from klotski.planner import NOMINAL, Calibration, Plan, process_memory, show_plan
+from klotski.pipeline import CachesAtHand, RoutingTable, create_predictor, run_group
+from klotski.planner import CROWDED, NOMINAL, Calibration, Plan, find_gpus, process_memory, show_plan
 from klotski.schema import RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
-from klotski.units import parse_count
+from klotski.units import format_size, parse_count
 from klotski.weights import (
     DEPTH,
     BlockStore,
@@ -40,6 +40,7 @@ __all__ = ["TorchExecutor"]
 
 logger = logging.getLogger(__name__)
 
+MOSTLY = 0.5  # of a run's time
 NEARLY_ALL = 0.95  # of the budget; a sweep without prompts takes less of the heap than what is left
 
 
@@ -67,6 +68,8 @@ def configure(config: RunConfig) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     keep_small_memory()
+    for name, memory in find_gpus():
+        logger.warning("the %s with %s is not used: arithmetic happens in CPU memory", name, format_size(memory))
     if config.hw.host_memory != "auto":
         logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
     if config.pipeline.misses is Misses.cheapest:
@@ -88,15 +91,15 @@ def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, to
         store = load_weights(model, plan, source, disk, workspace, config.placement.residents)
         table = RoutingTable(model.shell.expert_counts)
         task.history.recall(table)
-        stack.callback(lambda: keep_what_was_learned(table, task, calibration, log, totals))
         rates = RateSamples(store, workspace)
+        stack.callback(lambda: keep_what_was_learned(table, task, calibration, log, totals, rates))
         account.measured(rates.measure())
         account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
         predictor = create_predictor(config.pipeline.predictor, table)
         if config.record_routing:
             predictor = RecordingPredictor(predictor, log.routing)
         worker = TorchWorker(model.shell, store, workspace)
-        sweeper = make_sweeper(config, task, predictor, store.residency, compute, worker)
+        sweeper = make_sweeper(config, task, predictor, store.residency, compute, worker, CachesAtHand())
         account.sweeping(sweeper.prefetch)
         foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None
         batches = make_batches(config, model, plan, cut_batches(task.requests, plan.batch_size), account, foresight)
@@ -152,13 +155,32 @@ def make_batches(
 
 
 def keep_what_was_learned(
-    table: RoutingTable, task: Task, calibration: Calibration, log: RunLog, totals: Totals
+    table: RoutingTable, task: Task, calibration: Calibration, log: RunLog, totals: Totals, samples: RateSamples
 ) -> None:
     """Leave it in the run's folder, and for the next run."""
     log.experts(table.summary())
     rates = None
     if all(totals.rates.get(lane) for lane in (LaneName.DISK, LaneName.COMPUTE)):  # nothing streamed, nothing was read
-        measured = NOMINAL._replace(disk=totals.rates[LaneName.DISK], compute=totals.rates[LaneName.COMPUTE])
+        totals.rates["product"] = samples.product
+        measured = NOMINAL._replace(
+            disk=reached_by_disk(totals),
+            compute=totals.rates[LaneName.COMPUTE],
+            start=samples.start,
+            product=samples.product,
+        )
         rates = calibration.rates(task.facts, measured, totals.busy_share(LaneName.DISK), totals.between)
         log.hardware(hardware_file(rates))
     task.history.keep(table, rates)
+
+
+def reached_by_disk(totals: Totals) -> float:
+    """Bytes a second at which blocks came, were the cores at rest; as sampled, if there was little to read.
+
+    A run reads for longer than a sample, and a disk that others use as well does not keep up its best rate.
+    """
+    sweeps = totals.sweeps
+    seconds = sum(sweep.busy.get(LaneName.DISK, 0.0) for sweep in sweeps)
+    if totals.busy_share(LaneName.DISK) < MOSTLY:
+        return totals.rates[LaneName.DISK]
+    nbytes = sum(sweep.nbytes.get(LaneName.DISK, 0) for sweep in sweeps)
+    return nbytes / seconds * (1 + CROWDED * totals.busy_share(LaneName.COMPUTE))

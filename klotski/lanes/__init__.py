@@ -2,9 +2,10 @@
 
 from klotski.lanes.base import Clock, Event, Lane, Pending, SpanSink
 from klotski.lanes.threads import InlineLane, ThreadLane
-from klotski.lanes.virtual import VirtualClock, VirtualComputeLane, VirtualLane
+from klotski.lanes.virtual import ASLEEP, VirtualClock, VirtualComputeLane, VirtualLane, VirtualWire
 
 __all__ = [
+    "ASLEEP",
     "Clock",
     "Event",
     "InlineLane",
@@ -15,4 +16,5 @@ __all__ = [
     "VirtualClock",
     "VirtualComputeLane",
     "VirtualLane",
+    "VirtualWire",
 ]

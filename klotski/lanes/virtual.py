@@ -4,13 +4,17 @@ With them, whatever is written against lanes is its own simulator. Time passes w
 lane, and where the compute lane works; the same operations take the same time to the last digit.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from math import inf
+from typing import NamedTuple
 
 from klotski.core import Operation, Span
 from klotski.lanes.base import Event, Lane, SpanSink
 
-__all__ = ["VirtualClock", "VirtualComputeLane", "VirtualLane"]
+__all__ = ["ASLEEP", "VirtualClock", "VirtualComputeLane", "VirtualLane", "VirtualWire"]
 
+ASLEEP = 5e-3  # seconds of waiting, after which processors and threads rest
 LATELY = 1.0  # seconds over which a lane's load is the mean, roughly
 
 Duration = Callable[[Operation], float]
@@ -18,84 +22,188 @@ Duration = Callable[[Operation], float]
 
 
 class VirtualClock:
-    """Seconds since the run began, as far as it has come."""
+    """Seconds since the run began, as far as it has come: `now`."""
+
+    __slots__ = ("now",)
 
     def __init__(self) -> None:
-        self._now = 0.0
+        self.now = 0.0
 
     def __call__(self) -> float:
         """The time now."""
-        return self._now
+        return self.now
 
     def advance(self, to: float) -> None:
         """Let time pass up to a point; it never runs backwards."""
-        self._now = max(self._now, to)
+        if to > self.now:
+            self.now = to
 
 
 class _Ending:
     """An event whose time is known as soon as its operation was submitted."""
+
+    __slots__ = ("_clock", "end")
 
     def __init__(self, clock: VirtualClock, end: float) -> None:
         self.end = end
         self._clock = clock
 
     def is_done(self) -> bool:
-        return self.end <= self._clock()
+        return self.end <= self._clock.now
 
     def wait(self) -> None:
         self._clock.advance(self.end)
+
+
+class _Waiting(NamedTuple):
+    """An operation that has not begun. `ready`: when it could; `start`: what it takes longer after a rest."""
+
+    rank: int
+    lane: str
+    operation: Operation
+    ready: float
+    seconds: float
+    start: float
+    ending: _Ending
+
+    def ends(self, free: float) -> float:
+        """When it will have ended, on a wire that is free since then."""
+        if self.ready > free:
+            return self.ready + self.seconds + self.start
+        return free + self.seconds
+
+
+class VirtualWire:
+    """What lanes share that go the same way: it carries one operation at a time.
+
+    Of those that wait, a lane's of lower rank go first, and of one rank the first that was submitted. One that waits
+    for its events holds up those behind it. An operation that goes ahead of others puts off their ends; what already
+    waits for one of them on another wire keeps to the time that it was told.
+    """
+
+    def __init__(self, sink: SpanSink, clock: VirtualClock) -> None:
+        self._sink = sink
+        self._time = clock
+        self._waiting: deque[_Waiting] = deque()
+        self._free = 0.0  # when the last one that has begun will have ended
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an operation is under way now."""
+        self._settle(self._time.now)
+        return self._free > self._time.now
+
+    def carry(self, rank: int, lane: str, operation: Operation, ready: float, seconds: float, start: float) -> Event:
+        """Queue an operation; its event knows when it will have ended, unless others go before it.
+
+        `ready`: when it could begin; `start`: seconds that it takes longer if the wire was at rest.
+        """
+        self._settle(self._time.now)
+        waiting, ending = self._waiting, _Ending(self._time, 0.0)
+        entry = _Waiting(rank, lane, operation, ready, seconds, start, ending)
+        behind = []
+        while waiting and waiting[-1].rank > rank:
+            behind.append(waiting.pop())
+        ending.end = entry.ends(waiting[-1].ending.end if waiting else self._free)
+        waiting.append(entry)
+        while behind:
+            other = behind.pop()
+            other.ending.end = other.ends(waiting[-1].ending.end)
+            waiting.append(other)
+        return ending
+
+    def close(self) -> None:
+        """Let all that waits have its time."""
+        self._settle(inf)
+
+    def _settle(self, now: float) -> None:
+        """What has begun by now, has begun for good."""
+        waiting = self._waiting
+        while waiting:
+            first = waiting[0]
+            begin = first.ready if first.ready > self._free else self._free
+            if begin > now:
+                return
+            waiting.popleft()
+            self._free = first.ending.end
+            self._sink.span(Span(first.lane, first.operation, begin, self._free))
 
 
 class VirtualLane(Lane):
     """Transfers: an operation begins when it is submitted, the one before has ended, and its events have come.
 
     `submit` returns at once; `run` is called there, for what it does beside taking time. `start`: seconds that an
-    operation takes longer if the lane was at rest.
+    operation takes longer if the lane was at rest. `wire`: shared with other lanes, of which those of lower `rank` go
+    first.
     """
 
-    def __init__(self, name: str, sink: SpanSink, clock: VirtualClock, duration: Duration, start: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        sink: SpanSink,
+        clock: VirtualClock,
+        duration: Duration,
+        start: float = 0.0,
+        wire: VirtualWire | None = None,
+        rank: int = 0,
+    ) -> None:
         super().__init__(name, sink, clock)
         self._time = clock
         self._duration = duration
         self._start = start
-        self._free = 0.0
+        self._wire = wire or VirtualWire(sink, clock)
+        self._rank = rank
 
     @property
     def is_busy(self) -> bool:
-        """Whether an operation is under way now."""
-        return self._free > self._time()
+        """Whether an operation is under way now, on this lane or one that it shares its wire with."""
+        return self._wire.is_busy
 
     def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:
         """Queue the operation; its event knows when it will have ended."""
-        begin = latest(after, max(self._free, self._time()))
         run()
-        self._free = begin + self._duration(operation) + (self._start if begin > self._free else 0.0)
-        self._sink.span(Span(self.name, operation, begin, self._free))
-        return _Ending(self._time, self._free)
+        ready = latest(after, self._time.now)
+        return self._wire.carry(self._rank, self.name, operation, ready, self._duration(operation), self._start)
+
+    def close(self) -> None:
+        """Let all that waits have its time."""
+        self._wire.close()
 
 
 class VirtualComputeLane(Lane):
-    """The compute lane: as `InlineLane`, but each operation lets its time pass, and `between` seconds after it."""
+    """The compute lane: as `InlineLane`, but each operation lets its time pass, and `between` seconds after it.
+
+    `wake`: seconds that an operation takes longer once the lane has waited for more than `ASLEEP`.
+    """
 
     def __init__(
-        self, name: str, sink: SpanSink, clock: VirtualClock, duration: Duration, between: float = 0.0
+        self,
+        name: str,
+        sink: SpanSink,
+        clock: VirtualClock,
+        duration: Duration,
+        between: float = 0.0,
+        wake: float = 0.0,
     ) -> None:
         super().__init__(name, sink, clock)
         self._time = clock
         self._duration = duration
         self._between = between
+        self._wake = wake
         self._ended = 0.0
         self.load = 0.0
         """The share of its time that the lane has worked of late."""
 
     def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:
         """Let the time until `after` have come pass, and that of the operation; returns a completed event."""
-        now = self._time()
+        now = self._time.now
         begin = latest(after, now)
         if begin > now:
             self._time.advance(begin)
             self._sink.bubble(Span(self.name, operation, now, begin))
         end = begin + self._duration(operation)  # before `run`, which may take the batch to its next step
+        if begin - now > ASLEEP:
+            end += self._wake
         run()
         self._sink.span(Span(self.name, operation, begin, end))
         self._time.advance(end + self._between)
@@ -110,5 +218,6 @@ def latest(events: Sequence[Event], now: float) -> float:
     """When all of these events have come, if not before `now`."""
     for event in events:
         assert isinstance(event, _Ending), "virtual lanes wait for each other alone"
-        now = max(now, event.end)
+        if event.end > now:
+            now = event.end
     return now

@@ -2,7 +2,7 @@
 
 from klotski.model.batch import Decoding, GenerationBatch
 from klotski.model.cache import keeps_all_tokens, keeps_tokens
-from klotski.model.experts import ROWS, ExpertPhase, Workspace, WorkspaceShape
+from klotski.model.experts import ROWS, STEP, ExpertPhase, Workspace, WorkspaceShape
 from klotski.model.foresight import Foresight, keep_routers, router_bytes
 from klotski.model.opening import OpenModel, open_model
 from klotski.model.shell import Shell
@@ -11,6 +11,7 @@ from klotski.model.slices import SLICE
 __all__ = [
     "ROWS",
     "SLICE",
+    "STEP",
     "Decoding",
     "ExpertPhase",
     "Foresight",

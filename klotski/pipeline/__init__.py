@@ -1,13 +1,16 @@
 """The sweep, the policy behind it, and the group of batches that it drives."""
 
+from klotski.pipeline.contracts import Batch, Caches, CachesAtHand, Worker
 from klotski.pipeline.group import run_group
 from klotski.pipeline.policy import Policy
 from klotski.pipeline.predictors import Predictor, create_predictor
 from klotski.pipeline.routing_table import RoutingTable
-from klotski.pipeline.sweep import Batch, Sweeper, Worker
+from klotski.pipeline.sweep import Sweeper
 
 __all__ = [
     "Batch",
+    "Caches",
+    "CachesAtHand",
     "Policy",
     "Predictor",
     "RoutingTable",

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 
 from klotski.core import Compute, Operation, SweepReport
 from klotski.lanes import Clock, Lane
-from klotski.pipeline.sweep import Batch, Sweeper
+from klotski.pipeline.contracts import Batch
+from klotski.pipeline.sweep import Sweeper
 
 __all__ = ["run_group"]
 

@@ -12,6 +12,8 @@ from klotski.core import OnDemand, Order, Prefetch
 
 __all__ = ["Policy"]
 
+BY_INDEX = (Order.index, Order.batch)
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -22,15 +24,18 @@ class Policy:
     on_demand: OnDemand
     order: Order
 
-    def ahead(self, scores: Sequence[float]) -> list[int]:
+    def ahead(self, scores: Sequence[float], *, is_entered: bool = True) -> list[int]:
         """Experts to bring before the layer's routing is known, most urgent first.
 
-        `scores`: one for each expert, how much of the group's work it is expected to get.
+        `scores`: one for each expert, how much of the group's work it is expected to get. `is_entered`: the layer
+        before has been left.
         """
         match self.prefetch:
             case Prefetch.none:
                 return []
-            case Prefetch.layer:
+            case Prefetch.sublayer if not is_entered:
+                return []
+            case Prefetch.layer | Prefetch.sublayer:
                 return list(range(len(scores)))
             case Prefetch.hot:
                 return hottest(range(len(scores)), scores)[: self.hot]
@@ -38,7 +43,7 @@ class Policy:
     def demand(self, counts: Sequence[int]) -> list[int]:
         """Experts that one batch's routing asks for, in the order in which to send for them."""
         used = [expert for expert, count in enumerate(counts) if count]
-        return used if self.order is Order.index else hottest(used, counts)
+        return used if self.order in BY_INDEX else hottest(used, counts)
 
     def choose(self, remaining: Mapping[int, int], here: Collection[int], coming: Iterable[int]) -> int:
         """The expert to compute next.
@@ -50,11 +55,13 @@ class Policy:
         if self.order is Order.arrival:
             coming = islice(coming, 0 if here else 1)
         known = [*here, *coming] or remaining
-        if self.order is Order.index:
+        if len(known) == 1:
+            return next(iter(known))
+        if self.order in BY_INDEX:
             return min(known)
         return min(known, key=lambda expert: (-remaining[expert], expert))
 
 
 def hottest(experts: Collection[int], weight: Mapping[int, float] | Sequence[float]) -> list[int]:
     """Experts by weight, heaviest first; ties by index, so that runs repeat."""
-    return sorted(experts, key=lambda expert: (-weight[expert], expert))
+    return sorted(sorted(experts), key=weight.__getitem__, reverse=True)

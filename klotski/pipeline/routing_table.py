@@ -44,14 +44,16 @@ class RoutingTable:
     def __init__(self, experts: Sequence[int]) -> None:
         self.experts = list(experts)
         layers = [layer for layer, count in enumerate(experts) if count]
-        self._before = dict(zip(layers, layers[-1:] + layers[:-1], strict=True))
+        self.before = dict(zip(layers, layers[-1:] + layers[:-1], strict=True))
+        """Of each layer with experts, the one that a token went through before."""
         self.shares = [np.zeros(count) for count in experts]
-        self.pairs = [np.zeros((experts[self._before.get(layer, layer)], count)) for layer, count in enumerate(experts)]
+        self.pairs = [np.zeros((experts[self.before.get(layer, layer)], count)) for layer, count in enumerate(experts)]
         self.tokens = [np.zeros(count, dtype=np.int64) for count in experts]
         self._top_k = 1
         self._steady = [0.0] * len(self.experts)  # of the hottest of one sweep, how many are in the next, summed
         self._sights = [0] * len(self.experts)
         self._hottest: list[set[int]] = [set()] * len(self.experts)
+        self._votes: dict[int, Counts] = {}  # since something was observed last
         self._choices: dict[int, dict[int, NDArray[Any]]] = {}  # [T, K] of each batch, of the layer seen last
 
     def observe(self, layer: int, routings: Mapping[int, Routing]) -> None:
@@ -59,6 +61,7 @@ class RoutingTable:
         counts = np.sum([routing.counts for routing in routings.values()], axis=0)
         self.shares[layer] = RECENT * self.shares[layer] + counts / max(1, counts.sum())
         self.tokens[layer] += counts
+        self._votes.clear()
         choices = {batch: sample(routing.choices) for batch, routing in routings.items() if routing.choices is not None}
         self._learn_pairs(layer, choices)
         self._choices = {layer: choices}
@@ -71,6 +74,11 @@ class RoutingTable:
 
     def votes(self, layer: int) -> Counts:
         """Tokens that each expert of a layer may expect, by what the group's tokens used in the layer before."""
+        if layer not in self._votes:  # asked for while the layer before is computed, and again at its entry
+            self._votes[layer] = self._count_votes(layer)
+        return self._votes[layer]
+
+    def _count_votes(self, layer: int) -> Counts:
         before = self._choices_before(layer)
         if not before:
             return self.popularity(layer)
@@ -85,6 +93,12 @@ class RoutingTable:
         beliefs /= beliefs.sum(axis=1, keepdims=True)
         votes: Counts = beliefs.sum(axis=0) * (self._top_k * len(tokens) / len(voters))
         return votes
+
+    def rows(self, layer: int) -> Counts:
+        """For each expert of the layer before, how likely each of a layer is to follow it: [E before, E]."""
+        seen, after_any = self.pairs[layer], self._after_any(layer)
+        rows: Counts = (seen + DOUBT * after_any) / (seen.sum(axis=1, keepdims=True) + DOUBT)
+        return rows
 
     def summary(self) -> dict[str, Any]:
         """Who was hot in this run, how skewed and how steady: the content of `experts.json`."""
@@ -106,20 +120,23 @@ class RoutingTable:
         if any(name not in arrays or arrays[name].shape != values.shape for name, values in mine.items()):
             return False
         self.shares = [arrays[f"shares_{layer}"].copy() for layer in range(len(self.experts))]
+        self._votes.clear()
         self.pairs = [arrays[f"pairs_{layer}"].copy() for layer in range(len(self.experts))]
         return True
 
     def _choices_before(self, layer: int) -> Mapping[int, NDArray[Any]]:
         """What each batch chose in the layer before, if that was the one seen last."""
-        return self._choices.get(self._before.get(layer, layer), {})
+        return self._choices.get(self.before.get(layer, layer), {})
 
     def _lift(self, layer: int) -> Counts:
         """How much likelier than after any expert each of a layer is after each of the layer before: [E before, E]."""
-        seen = self.pairs[layer]
-        after_any = np.maximum(seen.sum(axis=0) / max(seen.sum(), RARE), RARE)
-        rows = (seen + DOUBT * after_any) / (seen.sum(axis=1, keepdims=True) + DOUBT)
-        lift: Counts = rows / after_any
+        lift: Counts = self.rows(layer) / self._after_any(layer)
         return lift
+
+    def _after_any(self, layer: int) -> Counts:
+        seen = self.pairs[layer]
+        after_any: Counts = np.maximum(seen.sum(axis=0) / max(seen.sum(), RARE), RARE)
+        return after_any
 
     def _stability(self) -> list[float | None]:
         """For each layer, of one sweep's hottest experts the share that is among the next one's; None: not known."""

@@ -15,88 +15,15 @@ the simulator.
 from collections import deque
 from collections.abc import Collection, Sequence
 from functools import partial
-from itertools import islice
-from typing import Protocol
 
-from klotski.core import Block, Compute, OnDemand, Operation, PrefetchCount, Routing
+from klotski.core import Block, Compute, OnDemand, Operation, Order, PrefetchCount, Routing
 from klotski.lanes import Event, Lane
+from klotski.pipeline.contracts import Batch, Caches, Worker
 from klotski.pipeline.policy import Policy, hottest
 from klotski.pipeline.predictors import Predictor
 from klotski.weights.residency import Residency
 
-__all__ = ["Batch", "Sweeper", "Worker"]
-
-
-class Batch(Protocol):
-    """Sequences decoded together: a coroutine that stops where the pipeline has to choose."""
-
-    index: int
-
-    @property
-    def sequences(self) -> int:
-        """Sequences that it has, with those that have ended."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every sequence has ended; never true inside a sweep."""
-
-    @property
-    def is_prefilling(self) -> bool:
-        """Whether the step that it is in reads prompts, rather than one new token of each sequence."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that go through the layers in the step that it is in."""
-
-    @property
-    def pairs(self) -> int:
-        """Pairs of one of these tokens and one that it looks at, in all layers."""
-
-    @property
-    def spared(self) -> int:
-        """Those of these tokens of which the last layer only keeps keys and values."""
-
-    @property
-    def output_tokens(self) -> int:
-        """Tokens that its sequences have been given so far; padding after an end does not count."""
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of its KV cache, or of whatever state its layers keep."""
-
-    @property
-    def routing(self) -> Routing | None:
-        """What it asks for, if it has stopped at a layer's experts; None at a layer's entry."""
-
-    @property
-    def outlook(self) -> Sequence[float] | None:
-        """At a layer's entry, tokens that its router would give each expert already; None: it was not asked."""
-
-    @property
-    def is_scoring(self) -> bool:
-        """Whether it has stopped behind the last layer, where its next tokens are to be scored."""
-
-    def resume(self) -> None:
-        """Go on to the next stop: the layer's experts, the next layer, the head, or the end."""
-
-
-class Worker(Protocol):
-    """Does what operations on the compute lane stand for."""
-
-    def enter(self, layer: int) -> None:
-        """The layer's dense part is here: make the model use it."""
-
-    def gather(self, layer: int, group: Sequence[Batch]) -> None:
-        """Sort the tokens of all batches by the experts that they chose."""
-
-    def compute(self, layer: int, expert: int) -> None:
-        """Compute one expert over its tokens."""
-
-    def combine(self, layer: int) -> None:
-        """Sum the experts' outputs and hand each batch its own."""
-
-    def score(self, batches: Sequence[Batch]) -> None:
-        """Give each of these batches the scores of its next tokens."""
+__all__ = ["Sweeper"]
 
 
 class Sweeper:
@@ -114,6 +41,7 @@ class Sweeper:
         residency: Residency,
         compute: Lane,
         worker: Worker,
+        caches: Caches,
         few: int = 0,
         scored: int = 1,
     ) -> None:
@@ -125,9 +53,12 @@ class Sweeper:
         self._residency = residency
         self._compute = compute
         self._worker = worker
-        self._demanded: deque[Block] = deque()
-        self._dense: deque[Block] = deque()
-        self._guesses: deque[Block] = deque()
+        self._caches = caches
+        self._caches_sent_for = 0  # in the order in which batches go through the layers of a sweep
+        # Blocks that wait for a slot, in order; dicts, because each is looked up by many.
+        self._demanded: dict[Block, None] = {}
+        self._dense: dict[Block, None] = {}
+        self._guesses: dict[Block, None] = {}
         self._guessed: set[Block] = set()  # sent for as guesses; whether they are of use is not known yet
         self._claimed: set[Block] = set()  # likewise, but they were here, and are kept from being replaced
         self._ended: tuple[Event, ...] = ()  # the last expert phase
@@ -141,6 +72,7 @@ class Sweeper:
             lost = self._residency.withdraw()
             self._guessed -= lost
             self._claimed -= lost
+        self._caches_sent_for = 0
         for layer in range(len(self._experts)):
             self._layer(layer, group)
         self._score([batch for batch in group if batch.is_scoring])
@@ -158,7 +90,7 @@ class Sweeper:
     def _layer(self, layer: int, group: Sequence[Batch]) -> None:
         dense = Block(layer)
         self._predictor.foresee(layer, [batch.outlook for batch in group])
-        named = self._bring_ahead(layer)
+        named = self._bring_ahead(layer, is_entered=True)
         self._need(dense)
         if not self._experts[layer]:
             self._bring_ahead((layer + 1) % len(self._experts))
@@ -180,7 +112,9 @@ class Sweeper:
         for position, batch in enumerate(group):
             operation = Operation(Compute.ATTENTION, layer, batch=batch.index, tokens=batch.tokens)
             run = batch.resume if position else partial(self._enter, layer, batch)
-            uses.append(self._compute.submit(operation, run, after))
+            self._bring_caches(layer * len(group) + position, group)
+            uses.append(self._compute.submit(operation, run, (*after, *self._caches.arrival(batch))))
+            self._caches.release(batch, uses[-1])
             if batch.routing is not None:
                 totals = [total + count for total, count in zip(totals, batch.routing.counts, strict=True)]
                 self._demand(layer, batch.routing)
@@ -190,6 +124,14 @@ class Sweeper:
             return uses, None
         self._predictor.observe(layer, routings)
         return uses, totals
+
+    def _bring_caches(self, turn: int, group: Sequence[Batch]) -> None:
+        """Send for the caches of the batches whose turns come next, layer after layer; there is room for so many."""
+        last = min(turn + self._caches.ahead, len(self._experts) * len(group) - 1)
+        while self._caches_sent_for <= last:
+            layer, position = divmod(self._caches_sent_for, len(group))
+            self._caches.bring(group[position], layer)
+            self._caches_sent_for += 1
 
     def _enter(self, layer: int, batch: Batch) -> None:
         self._worker.enter(layer)
@@ -203,14 +145,15 @@ class Sweeper:
             block = Block(layer, expert)
             if self._residency.is_known(block):
                 self._residency.claim(block)
-            elif block not in self._demanded:
-                self._demanded.append(block)
-        self._guesses = deque(block for block in self._guesses if block not in self._demanded)
+            else:
+                self._demanded[block] = None
+                self._guesses.pop(block, None)
         self._pump()
 
     def _settle_guesses(self, layer: int, counts: Sequence[int]) -> None:
         """All routing is known: forget the layer's open guesses and give back the wrong ones."""
-        self._guesses = deque(block for block in self._guesses if block.layer != layer)
+        for block in [block for block in self._guesses if block.layer == layer]:
+            del self._guesses[block]
         for block in [block for block in self._guessed if block.layer == layer]:
             self._guessed.remove(block)
             self.prefetch[layer].used += counts[block.expert] > 0
@@ -235,7 +178,7 @@ class Sweeper:
         resting = deque(expert for expert in self._policy.demand(counts) if expert in residents)
         tokens = sum(remaining.values())
         gather = Operation(Compute.GATHER, layer, tokens=tokens)
-        self._compute.submit(gather, partial(self._worker.gather, layer, group))
+        self._compute.submit(gather, partial(self._worker.gather, layer, group), self._awaited(layer))
         looked_ahead = False
         while remaining:
             if not self._demanded and not looked_ahead:
@@ -255,8 +198,18 @@ class Sweeper:
         combine = Operation(Compute.COMBINE, layer, tokens=tokens)
         self._ended = (self._compute.submit(combine, partial(self._worker.combine, layer)),)
 
+    def _awaited(self, layer: int) -> list[Event]:
+        """What a layer's expert phase waits for: batch after batch, all experts that are on their way."""
+        if self._policy.order is not Order.batch:
+            return []
+        return [
+            event for expert in self._residency.coming(layer) for event in self._residency.arrival(Block(layer, expert))
+        ]
+
     def _choose(self, layer: int, remaining: dict[int, int], resting: Sequence[int]) -> int:
-        here = [*islice(resting, 1), *(each for each in self._residency.arrived(layer) if each in remaining)]
+        here = [expert for expert in self._residency.arrived(layer) if expert in remaining]
+        if resting:
+            here.append(resting[0])
         coming = (expert for expert in self._residency.coming(layer) if expert in remaining)
         return self._policy.choose(remaining, here, coming)
 
@@ -274,18 +227,17 @@ class Sweeper:
             for batch in batches:
                 self._compute.submit(Operation(Compute.SAMPLE, last, batch=batch.index), batch.resume)
 
-    def _bring_ahead(self, layer: int) -> list[int]:
+    def _bring_ahead(self, layer: int, *, is_entered: bool = False) -> list[int]:
         """Send for a layer's dense part, and for the experts that the policy expects it to need; returns those."""
         if self._policy.on_demand is OnDemand.lazy:
             return []
-        if not self._residency.is_known(Block(layer)) and Block(layer) not in self._dense:
-            self._dense.append(Block(layer))
-        named = self._policy.ahead(self._predictor.scores(layer))
+        if not self._residency.is_known(Block(layer)):
+            self._dense[Block(layer)] = None
+        named = self._policy.ahead(self._predictor.scores(layer), is_entered=is_entered)
         for expert in named:
             block = Block(layer, expert)
             if not self._residency.is_known(block):
-                if block not in self._guesses:
-                    self._guesses.append(block)
+                self._guesses[block] = None
             elif self._residency.claim(block):
                 self._claimed.add(block)
         self._pump()
@@ -299,11 +251,15 @@ class Sweeper:
             self._residency.request(block)
 
     def _pump(self) -> None:
-        """Send for the heads of the queues while there are slots for them."""
+        """Send for the first in the queues while there are slots for them."""
+        residency = self._residency
         for queue in (self._demanded, self._dense, self._guesses):
-            while queue and self._residency.has_free_slot(queue[0]):
-                block = queue.popleft()
-                self._residency.request(block)
+            while queue:
+                block = next(iter(queue))
+                if not residency.has_free_slot(block):
+                    break
+                del queue[block]
+                residency.request(block)
                 if queue is self._guesses:
                     self._guessed.add(block)
                     self.prefetch[block.layer].requested += 1

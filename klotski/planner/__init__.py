@@ -1,11 +1,11 @@
 """What the run is decided to be before it starts."""
 
 from klotski.planner.calibration import Calibration
-from klotski.planner.costs import Costs
+from klotski.planner.costs import CROWDED, Costs
 from klotski.planner.demand import Demand
 from klotski.planner.explain import explain
 from klotski.planner.facts import ModelFacts
-from klotski.planner.hardware import free_memory, peak_memory, process_memory, runtime_memory
+from klotski.planner.hardware import find_gpus, free_memory, peak_memory, process_memory, runtime_memory
 from klotski.planner.placement import placement_order
 from klotski.planner.plan import Plan, make_plan
 from klotski.planner.rates import NOMINAL, Rates
@@ -13,6 +13,7 @@ from klotski.planner.table import show_plan
 from klotski.planner.terms import Budget, Terms, Wishes
 
 __all__ = [
+    "CROWDED",
     "NOMINAL",
     "Budget",
     "Calibration",
@@ -24,6 +25,7 @@ __all__ = [
     "Terms",
     "Wishes",
     "explain",
+    "find_gpus",
     "free_memory",
     "make_plan",
     "peak_memory",

@@ -7,8 +7,8 @@ steps of one; how long they take in all is what it was.
 
 from collections import defaultdict
 
-from klotski.core import Compute, Span
-from klotski.lanes import SpanSink
+from klotski.core import Compute, Operation, Span
+from klotski.lanes import ASLEEP, SpanSink
 from klotski.planner.costs import SHARED
 from klotski.planner.facts import ModelFacts
 from klotski.planner.rates import Rates
@@ -16,6 +16,8 @@ from klotski.planner.rates import Rates
 __all__ = ["Calibration"]
 
 FEWEST = 20  # spans, for their times to mean something
+LEAST = 1e-6  # seconds: what takes less has not been measured
+RESTED = "rested"  # experts that the cores had waited for
 AROUND = (Compute.START, Compute.GATHER, Compute.COMBINE, Compute.FINISH, Compute.SAMPLE)  # what a turn has beside it
 
 
@@ -39,6 +41,10 @@ class Line:
         for place, value in enumerate((1.0, tokens, tokens * tokens, seconds, tokens * seconds)):
             self._sums[place] += weight * value
 
+    def beyond(self, each: float) -> float:
+        """Seconds of an operation in the mean, beyond so many for each of its tokens."""
+        return max(0.0, self.seconds - each * self._tokens) / max(1, self.count)
+
     def solve(self) -> tuple[float, float]:
         """Seconds whatever the tokens, and seconds of each."""
         ones, tokens, squares, seconds, products = self._sums
@@ -57,32 +63,47 @@ class Calibration:
     def __init__(self, sink: SpanSink) -> None:
         self._sink = sink
         self._lines: dict[str, Line] = defaultdict(Line)
+        self._rested: Operation | None = None  # what the cores have waited for at last, and for long
 
     def span(self, span: Span) -> None:
         """Take a finished operation."""
-        self._lines[span.operation.kind].add(span.operation.tokens, span.end - span.begin)
+        kind = (
+            RESTED if span.operation == self._rested and span.operation.kind == Compute.EXPERT else span.operation.kind
+        )
+        self._lines[kind].add(span.operation.tokens, span.end - span.begin)
         self._sink.span(span)
 
     def bubble(self, span: Span) -> None:
         """Take a wait of the compute lane."""
+        self._rested = span.operation if span.end - span.begin > ASLEEP else None
         self._sink.bubble(span)
 
     def rates(self, facts: ModelFacts, measured: Rates, disk_share: float, between: float) -> Rates:
         """What was measured, with what the spans say beside it.
 
         `disk_share`: of the run's time, that in which the disk was read, at the experts' cost. `between`: seconds of
-        the run in which no operation was under way and none waited: the pipeline's own.
+        the run in which no operation was under way and none waited: the pipeline's own. How long an expert takes for
+        its tokens is what was measured; all beyond it is its turn's, so that experts take as long in all as they did.
         """
-        attention, expert = self._lines[Compute.ATTENTION], self._lines[Compute.EXPERT]
+        attention, expert, rested = (self._lines[kind] for kind in (Compute.ATTENTION, Compute.EXPERT, RESTED))
+        if expert.count < FEWEST:
+            expert = rested
         if min(attention.count, expert.count) < FEWEST:
             return measured
         around = sum(self._lines[kind].seconds for kind in AROUND)
-        turn, of_token = attention.solve()
-        step, _ = expert.solve()
-        dense = facts.dense_flops / facts.num_layers / of_token if of_token else measured.dense_share * measured.compute
+        turn, of_dense = attention.solve()
+        choices = facts.top_k * sum(count > 0 for count in facts.expert_counts)  # of experts, that a token makes
+        of_token = (1 + SHARED * disk_share) * facts.expert_flops / choices / measured.compute
+        beyond = expert.beyond(of_token)
+        wake = rested.beyond(of_token) - beyond if rested.count >= FEWEST else 0.0
+        beyond = max(2 * LEAST, beyond / (1 + SHARED * disk_share))
+        passing = min(facts.largest_expert / measured.product, beyond - LEAST)  # of weights, through a product
+        dense = facts.dense_flops / facts.num_layers / of_dense if of_dense else measured.dense_share * measured.compute
         return measured._replace(
             turn=turn + around / attention.count,
-            step=max(0.0, step / (1 + SHARED * disk_share) - facts.largest_expert / measured.memory),
+            product=facts.largest_expert / passing,
+            step=beyond - passing,
+            wake=max(0.0, wake),
             between=between / sum(line.count for line in self._lines.values()),
             dense_share=dense / measured.compute,
         )

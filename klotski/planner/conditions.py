@@ -70,17 +70,18 @@ def check_conditions(appraiser: Appraiser, choice: Candidate) -> Conditions:
 
 def inequalities(appraiser: Appraiser, choice: Candidate) -> list[Condition]:
     """(4) to (7) for one candidate."""
-    facts, costs = appraiser.terms.facts, appraiser.costs
+    facts, costs = appraiser.terms.facts, appraiser.costs(choice)
     group = appraiser.terms.demand.group(choice.n_batches, choice.batch_size)
     context = max(0.0, group.context_tokens - group.sequences * group.output_tokens / 2)
     work = Work(group.sequences, group.sequences, -(-group.sequences // group.batch_size), context)
-    use = appraiser.using(choice)(work.tokens)
+    using = appraiser.using(choice)
+    use = using(work.tokens)
     layers = sum(count > 0 for count in facts.expert_counts)
     used = use.computed / layers
     attention = (costs.attention(work) + costs.cache(work)) / facts.num_layers
-    expert = costs.experts(work.tokens, use.computed) / max(use.computed, 1e-9)
-    arrival = use.experts / max(use.computed, 1e-9) / costs.arrival
-    dense = use.dense / facts.num_layers / costs.arrival
+    expert = costs.experts(work.tokens, costs.products(work, use, using)) / max(use.computed, 1e-9)
+    arrival = use.experts / max(use.computed, 1e-9) / costs.arrival(using)
+    dense = use.dense / facts.num_layers / costs.arrival(using)
     hot = min(facts.top_k, used)
     first = min(hot + 1, used)
     return [

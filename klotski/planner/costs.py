@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+from klotski.core import OnDemand, Prefetch, Products
 from klotski.planner.demand import Demand, Group
 from klotski.planner.facts import ModelFacts
 from klotski.planner.memory import SCORED
 from klotski.planner.rates import NOMINAL, Rates
-from klotski.planner.streaming import Using
+from klotski.planner.streaming import Use, Using
+from klotski.planner.terms import OPEN, Wishes
 
 __all__ = ["BUSY_SLOTS", "CROWDED", "SHARED", "Costs", "Forecast", "Pace", "Seconds", "Work"]
 
 BUSY_SLOTS = 2  # for experts
 TURN_OPERATIONS = 2  # of a batch in a layer: up to its experts, and behind them
 SHARED = 0.15  # of the time in which both go on, lost to each other: memory's bandwidth, and the cores themselves
-CROWDED = 0.1  # of a read's time at the sampled rate, that it takes longer while arithmetic goes on
+CROWDED = 0.15  # of a read's time at the sampled rate, that it takes longer while arithmetic goes on
 UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 
 
@@ -69,25 +71,57 @@ class Forecast(NamedTuple):
 
 @dataclass(frozen=True)
 class Costs:
-    """Of a workload at some rates. `overlaps`: blocks arrive while others are computed.
+    """Of a workload at some rates, as it is wished for.
 
-    `below`: bytes of weights that lie below the device tier in CPU memory, where that is a tier of its own.
+    `below`: bytes of weights that lie below the device tier in CPU memory, where that is a tier of its own. `kv_moves`:
+    keys and values lie there, too, and come to the device and go back in each layer.
     """
 
     facts: ModelFacts
     demand: Demand
     rates: Rates = NOMINAL
-    overlaps: bool = True
+    wishes: Wishes = OPEN
     below: int = 0
+    kv_moves: bool = False
 
-    @cached_property
-    def arrival(self) -> float:
+    @property
+    def overlaps(self) -> bool:
+        """Whether blocks arrive while others are computed."""
+        return self.wishes.on_demand is OnDemand.eager
+
+    @property
+    def shared(self) -> float:
+        """Of the time in which blocks arrive while experts are computed, the share that is lost."""
+        return SHARED if self.rates.link is None else 0.0  # a GPU computes from its own memory
+
+    def arrival(self, using: Using) -> float:
         """Bytes a second at which blocks that do not stay arrive: from disk, or from CPU memory and what it lacks."""
+        return 1 / self._seconds_of_byte(using)
+
+    def _seconds_of_byte(self, using: Using) -> float:
         rates = self.rates
         if rates.link is None:
-            return rates.disk
-        from_disk = max(0.0, 1 - self.below / max(1, self.facts.weight_bytes))
-        return min(rates.link, rates.disk / from_disk) if from_disk else rates.link
+            return 1 / rates.disk
+        return max(1 / rates.link, self._from_disk(using) / rates.disk)
+
+    def _from_disk(self, using: Using) -> float:
+        """Of the bytes that come into a GPU, the share that CPU memory has no room for."""
+        streamed = using(math.inf).nbytes
+        return max(0.0, 1 - self.below / streamed) if streamed else 0.0
+
+    def arriving(self, nbytes: float, work: Work, using: Using) -> float:
+        """Seconds in which so many bytes of blocks arrive, with the keys and values that come the same way."""
+        rates = self.rates
+        if rates.link is None:
+            return nbytes / rates.disk
+        kv = work.context * self.facts.kv_bytes if self.kv_moves else 0.0
+        return max((nbytes + kv) / rates.link, nbytes * self._from_disk(using) / rates.disk)
+
+    def leaving(self, work: Work) -> float:
+        """Seconds in which new keys and values go back."""
+        if not self.kv_moves or self.rates.back is None:
+            return 0.0
+        return work.tokens * self.facts.kv_bytes / self.rates.back
 
     @cached_property
     def start(self) -> float:
@@ -138,23 +172,38 @@ class Costs:
         """One sweep: the disk's time or the arithmetic's, whichever is longer; their sum, if nothing overlaps.
 
         The disk idles while a layer's attention runs, once all slots are full; before the first layer's,
-        the head runs as well. Two slots are no help: one is being computed from, and one is being filled.
+        the head runs as well. Of a sublayer at a time, experts arrive while attention is computed, and dense parts
+        while experts are. Two slots are no help: one is being computed from, and one is being filled.
         Neither takes equally long each time, so that one waits for the other now and then: the more slots
         between them, the less. With a single slot they take turns.
         """
         use = using(work.tokens)
-        attention, cache = self.attention(work), self.cache(work)
-        experts, head = self.experts(work.tokens, use.computed), self.head(work)
-        arithmetic, disk = attention + cache + experts + head, use.nbytes / self.arrival
+        attention, cache, head = self.attention(work), self.cache(work), self.head(work)
+        experts = self.experts(work.tokens, self.products(work, use, using))
+        arithmetic, arrivals = attention + cache + experts + head, self.arriving(use.nbytes, work, using)
         if not self.overlaps or expert_slots < BUSY_SLOTS:
-            disk += use.nbytes / self.facts.mean_expert * self.start
-            return Seconds(disk + arithmetic, disk, attention, cache, experts, head)
-        ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / self.arrival
-        layers = self.facts.num_layers
-        layer = (attention + cache) / layers
-        idle = (layers - 1) * max(0.0, layer - ahead) + max(0.0, layer + head - ahead)
-        lost = (SHARED + UNEVEN / (expert_slots - 1)) * min(disk, experts)
-        return Seconds(max(disk + idle, arithmetic) + lost, disk, attention, cache, experts, head)
+            waits = use.nbytes / self.facts.mean_expert
+            arrivals, experts = arrivals + waits * self.start, experts + waits * self.rates.wake
+            arithmetic += waits * self.rates.wake
+            return Seconds(arrivals + arithmetic, arrivals, attention, cache, experts, head)
+        lost = (self.shared + UNEVEN / (expert_slots - 1)) * min(arrivals, experts)
+        if self.wishes.prefetch is Prefetch.sublayer:
+            dense = use.dense / max(1.0, use.nbytes) * arrivals
+            total = max(attention + cache, arrivals - dense) + max(experts, dense) + head
+        else:
+            arrival = self.arrival(using)
+            ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / arrival
+            layers = self.facts.num_layers
+            layer = (attention + cache) / layers
+            idle = (layers - 1) * max(0.0, layer - ahead) + max(0.0, layer + head - ahead)
+            total = max(arrivals + idle, arithmetic)
+        return Seconds(max(total + lost, self.leaving(work)), arrivals, attention, cache, experts, head)
+
+    def products(self, work: Work, use: Use, using: Using) -> float:
+        """Products of experts: one for each that the group uses, or that a batch does."""
+        if self.wishes.products is Products.group or work.batches < 1:
+            return use.computed
+        return work.batches * using(work.tokens / work.batches).computed
 
     def attention(self, work: Work) -> float:
         """Seconds of all layers' dense parts: attention, router, shared experts."""
@@ -168,7 +217,7 @@ class Costs:
 
     def experts(self, tokens: float, count: float) -> float:
         """Seconds of so many experts, of all layers, over so many tokens."""
-        turn = self.rates.step + self.rates.between + self.facts.largest_expert / self.rates.memory
+        turn = self.rates.step + self.rates.between + self.facts.largest_expert / self.rates.product
         return tokens * self.facts.expert_flops / self.rates.compute + count * turn
 
     def head(self, work: Work) -> float:

@@ -25,12 +25,21 @@ def pace(plan: Plan) -> str:
     computes = f"arithmetic takes {format_seconds(sweep.arithmetic)}"
     if plan.forecast.nbytes < 1:
         return f"Arithmetic sets the pace: every block stays in memory, and {takes}."
-    below = "disk" if plan.rates.link is None else "CPU memory"
-    reads = f"reading {format_size(plan.forecast.nbytes)} from {below} takes {format_seconds(sweep.disk)}"
+    below = "disk" if plan.rates.link is None else "CPU memory" + " and disk" * is_short(plan)
+    moved = format_size(plan.forecast.nbytes) + (" of weights, and keys and values," if plan.kv_slots else "")
+    reads = f"reading {moved} from {below} takes {format_seconds(sweep.disk)}"
     if sweep.disk > sweep.arithmetic:
-        slow = "The disk" if plan.rates.link is None else "The way into the GPU"
+        slow = "The disk" if plan.rates.link is None or is_short(plan) else "The way into the GPU"
         return f"{slow} sets the pace: {takes}, of which {reads}, while {computes}."
     return f"Arithmetic sets the pace: {takes}, of which {computes}, while {reads}."
+
+
+def is_short(plan: Plan) -> bool:
+    """Whether CPU memory below a GPU lacks so much that the disk takes longer than the way into the GPU."""
+    if plan.rates.link is None or not plan.streamed_bytes:
+        return False
+    lacking = 1 - plan.host_memory["weights"] / plan.streamed_bytes
+    return lacking / plan.rates.disk > 1 / plan.rates.link
 
 
 def sharing(plan: Plan) -> str:
@@ -46,11 +55,12 @@ def holding(plan: Plan, terms: Terms) -> str:
     blocks, stay = len(terms.facts.block_bytes), len(plan.residents)
     slots = plan.memory["dense_slots"] + plan.memory["expert_slots"]
     stays = f"{'none' if not stay else 'all' if stay == blocks else stay} of the {blocks} blocks stay"
+    below = f" ({format_size(plan.host_memory['kv_cache'])} are in CPU memory)" if plan.kv_slots else ""
     cache = f", of which {plan.cached_slots} are a cache" if plan.cached_slots else ""
     return (
         f"Of {format_size(plan.budget)} of memory, what sequences have to remember takes "
-        f"{format_size(plan.memory['kv_cache'])}, {plan.dense_slots + plan.expert_slots} slots that blocks are read "
-        f"into take {format_size(slots)}{cache}, and {stays} ({format_size(plan.memory['residents'])})."
+        f"{format_size(plan.memory['kv_cache'])}{below}, {plan.dense_slots + plan.expert_slots} slots that blocks are "
+        f"read into take {format_size(slots)}{cache}, and {stays} ({format_size(plan.memory['residents'])})."
     )
 
 
@@ -95,7 +105,12 @@ def faster_ways(terms: Terms) -> dict[str, Terms]:
     ways = {"a disk twice as fast": terms._replace(rates=rates._replace(disk=2 * rates.disk))}
     if rates.link is None:
         return ways
-    return {"a link twice as fast": terms._replace(rates=rates._replace(link=2 * rates.link))} | ways
+    ways = {"a link twice as fast": terms._replace(rates=rates._replace(link=2 * rates.link))} | ways
+    if terms.budget.host < terms.facts.weight_bytes:
+        more = max(MORE, terms.budget.host // 4 // MORE * MORE)
+        larger = terms._replace(budget=terms.budget._replace(host=terms.budget.host + more))
+        ways[f"{format_size(more)} more CPU memory"] = larger
+    return ways
 
 
 def at_best(terms: Terms, batch_size: int) -> float:

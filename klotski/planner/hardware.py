@@ -4,8 +4,9 @@ import resource
 from pathlib import Path
 
 import psutil
+import pynvml
 
-__all__ = ["free_memory", "peak_memory", "process_memory", "runtime_memory"]
+__all__ = ["find_gpus", "free_memory", "peak_memory", "process_memory", "runtime_memory"]
 
 STATUS = Path("/proc/self/status")
 SHARE = 0.8  # of free memory; the rest is the page cache's and other programs'
@@ -17,6 +18,18 @@ def free_memory() -> tuple[int, str]:
     available = psutil.virtual_memory().available
     own = process_memory()
     return int(available * SHARE) + own, f"{SHARE:.0%} of the {available / 1e9:.1f}GB that are free"
+
+
+def find_gpus() -> list[tuple[str, int]]:
+    """Name and bytes of memory of each NVIDIA GPU; none where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    gpus = [(str(pynvml.nvmlDeviceGetName(each)), int(pynvml.nvmlDeviceGetMemoryInfo(each).total)) for each in handles]
+    pynvml.nvmlShutdown()
+    return gpus
 
 
 def runtime_memory() -> int:

@@ -8,21 +8,37 @@ from klotski.planner.facts import ModelFacts
 from klotski.planner.terms import Terms
 from klotski.units import format_size
 
-__all__ = ["DENSE_SLOTS", "SCORED", "Candidate", "in_flight", "lent_slots", "needed", "scored_batches", "too_small"]
+__all__ = [
+    "DENSE_SLOTS",
+    "KV_SLOTS",
+    "SCORED",
+    "WINDOW",
+    "Candidate",
+    "host_cache",
+    "in_flight",
+    "lent_slots",
+    "needed",
+    "scored_batches",
+    "too_small",
+    "window_bytes",
+]
 
 DENSE_SLOTS = 2
+KV_SLOTS = 3  # where keys and values move: one is used, one comes, and one goes back
+WINDOW = 16  # blocks of CPU memory that what comes from disk goes through on its way into a GPU
 PAGE = 4096  # bytes
 SCORED = 128  # sequences whose next tokens are scored at once: more give the head's product no speed
 HEAP = 1.4  # bytes of the heap for each byte in use
 
 
 class Candidate(NamedTuple):
-    """One way to spend the budget."""
+    """One way to spend the budget. `kv_slots`: for what a batch keeps of one layer; 0: all of it is on the device."""
 
     n_batches: int
     batch_size: int
     prefill_tokens: int
     expert_slots: int
+    kv_slots: int = 0
 
 
 def needed(terms: Terms, choice: Candidate) -> dict[str, int]:
@@ -37,10 +53,30 @@ def needed(terms: Terms, choice: Candidate) -> dict[str, int]:
         "staging": facts.staging_bytes,
         "dense_slots": DENSE_SLOTS * facts.largest_dense,
         "expert_slots": choice.expert_slots * facts.largest_expert,
-        "kv_cache": group.context_tokens * facts.kv_bytes,
+        "kv_cache": kv_cache(terms, choice),
         "workspace": tokens * facts.workspace_bytes + facts.rows_bytes + min(tokens, facts.rows) * facts.row_bytes,
         "activations": activation_bytes(facts, group, tokens, turn),
     }
+
+
+def kv_cache(terms: Terms, choice: Candidate) -> int:
+    """Bytes of keys and values on the device: all of them, or the slots that those of the heaviest batch fit in."""
+    if not choice.kv_slots:
+        return terms.demand.group(choice.n_batches, choice.batch_size).context_tokens * terms.facts.kv_bytes
+    heaviest = terms.demand.group(1, choice.batch_size).context_tokens
+    return choice.kv_slots * -(-heaviest * terms.facts.kv_bytes // terms.facts.num_layers)
+
+
+def host_cache(terms: Terms, choice: Candidate) -> int:
+    """Bytes of keys and values in CPU memory below a GPU."""
+    if not choice.kv_slots:
+        return 0
+    return terms.demand.group(choice.n_batches, choice.batch_size).context_tokens * terms.facts.kv_bytes
+
+
+def window_bytes(facts: ModelFacts) -> int:
+    """Bytes of CPU memory that blocks from disk go through."""
+    return WINDOW * max(facts.largest_expert, facts.largest_dense)
 
 
 def activation_bytes(facts: ModelFacts, group: Group, tokens: int, turn: int) -> int:

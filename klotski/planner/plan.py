@@ -4,13 +4,23 @@ More sequences share each arrival; more slots let the disk run ahead while atten
 is left over holds blocks that stay for the whole run, or a cache of experts.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
 from klotski.core import Block
 from klotski.planner.conditions import Conditions, check_conditions
 from klotski.planner.costs import Forecast
-from klotski.planner.memory import DENSE_SLOTS, Candidate, in_flight, lent_slots, needed, scored_batches
+from klotski.planner.memory import (
+    DENSE_SLOTS,
+    Candidate,
+    host_cache,
+    in_flight,
+    lent_slots,
+    needed,
+    scored_batches,
+    window_bytes,
+)
 from klotski.planner.placement import choose_residents, placement_order, placement_reason
 from klotski.planner.rates import Rates
 from klotski.planner.search import Appraiser
@@ -32,10 +42,13 @@ class Plan:
     budget: int
     budget_reason: str
     memory: dict[str, int]
+    host_memory: dict[str, int]  # likewise of the tier below a GPU, and at most `host_budget`
+    host_budget: int
     dense_slots: int
     expert_slots: int
     cached_slots: int  # of these, a cache: what experts stream through apart
     lent_slots: int  # for experts as well, in the workspace, while no prompts are read
+    kv_slots: int  # for what a batch keeps of one layer; 0: all keys and values are on the device
     hot_experts: int
     scored_batches: int  # whose next tokens are scored at once
     residents: tuple[Block, ...]
@@ -94,10 +107,13 @@ def make_plan(terms: Terms) -> Plan:
         budget=terms.budget.nbytes,
         budget_reason=terms.budget.reason,
         memory=memory,
+        host_budget=terms.budget.host,
+        host_memory=host_memory(terms, best, frozenset(stay)),
         dense_slots=DENSE_SLOTS,
         expert_slots=best.expert_slots + cached,
         cached_slots=cached,
         lent_slots=lent_slots(facts, best.prefill_tokens),
+        kv_slots=best.kv_slots,
         hot_experts=min(wishes.hot_experts or max(facts.top_k, ahead), max(facts.expert_counts)),
         scored_batches=scored_batches(best.batch_size),
         residents=stay,
@@ -119,6 +135,17 @@ def residents(terms: Terms, choice: Candidate, room: int) -> tuple[Block, ...]:
     sequences = terms.demand.group(choice.n_batches, choice.batch_size).sequences
     order = placement_order(facts, wishes, sequences)
     return tuple(choose_residents(facts, order, room, with_experts=wishes.keeps_experts))
+
+
+def host_memory(terms: Terms, choice: Candidate, stay: Collection[Block]) -> dict[str, int]:
+    """Bytes of CPU memory below a GPU by use: keys and values, and as many of the blocks that move as it holds."""
+    if terms.rates.link is None:
+        return {}
+    cache = host_cache(terms, choice)
+    below = sum(size for block, size in terms.facts.block_bytes.items() if block not in stay)
+    room = terms.budget.host - cache
+    window = 0 if below <= room else window_bytes(terms.facts)
+    return {"weights": max(0, min(below, room - window)), "window": window, "kv_cache": cache}
 
 
 def cached_slots(terms: Terms, choice: Candidate, room: int) -> int:

@@ -9,12 +9,13 @@ class Rates(NamedTuple):
     """What a machine reaches, and why it is held to.
 
     `disk`: bytes a second at which blocks come from disk; `start`: seconds that a disk at rest takes longer for a
-    block than one that is at work already. `link`: bytes a second from CPU memory to a GPU; None: arithmetic happens
-    in CPU memory. `memory`: bytes a second of weights on their way into a product, however few its rows, and of
-    cached keys. `compute`: operations a second at which experts are multiplied; `dense_share`: of these, what a layer's
-    dense part reaches, with all that goes on between its products. `turn`, `step`: seconds
-    of a batch's turn in a layer and of an expert's turn, whatever their size; `between`: of the pipeline's own, from
-    one operation to the next.
+    block than one that is at work already. `link`: bytes a second from CPU memory to a GPU, and `back` from there;
+    None: arithmetic happens in CPU memory. `memory`: bytes a second of cached keys and of the head's weights;
+    `product`: of an expert's weights on their way into a product, however few its rows. `compute`: operations a second
+    at which experts are multiplied; `dense_share`: of these, what a layer's dense part reaches, with all that goes on
+    between its products. `turn`, `step`: seconds of a batch's turn in a layer and of an expert's turn, whatever their
+    size; `between`: of the pipeline's own, from one operation to the next; `wake`: what an operation takes longer once
+    the cores have waited for so long that they rest.
     """
 
     disk: float
@@ -22,11 +23,14 @@ class Rates(NamedTuple):
     reason: str
     dense_share: float = 0.75
     memory: float = 2e10
+    product: float = 2e10
     turn: float = 6e-3
     step: float = 5e-4
     between: float = 0.0
+    wake: float = 0.0
     start: float = 3e-3
     link: float | None = None
+    back: float | None = None
 
 
 NOMINAL = Rates(1.6e9, 4e11, "nominal: two cores and an NVMe drive")

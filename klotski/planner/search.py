@@ -7,12 +7,12 @@ more room, are never slower.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
-from klotski.core import OnDemand, Prefetch
 from klotski.planner.costs import BUSY_SLOTS, Costs, Forecast, Pace
-from klotski.planner.memory import Candidate, lent_slots, needed, too_small
+from klotski.planner.memory import KV_SLOTS, Candidate, host_cache, lent_slots, needed, too_small, window_bytes
 from klotski.planner.streaming import Streaming, Using
 from klotski.planner.terms import Terms
 
@@ -42,9 +42,8 @@ class Appraiser:
         """`sizes`: of batches to choose from."""
         self.terms = terms
         self._sizes = sizes
-        self.costs = Costs(
-            terms.facts, terms.demand, terms.rates, terms.wishes.on_demand is OnDemand.eager, terms.budget.host
-        )
+        self._costs = Costs(terms.facts, terms.demand, terms.rates, terms.wishes, terms.budget.host)
+        self._moving: dict[int, Costs] = {}  # by the bytes of keys and values below
         self.room = terms.budget.nbytes - (terms.facts.weight_bytes if terms.wishes.all_stay else 0)
         self._streaming = Streaming(terms.facts, terms.wishes)
 
@@ -52,13 +51,23 @@ class Appraiser:
         """Bytes without which it does not work, weights that have to stay apart."""
         return sum(needed(self.terms, choice).values())
 
+    def costs(self, choice: Candidate) -> Costs:
+        """What its workload costs."""
+        if not choice.kv_slots:
+            return self._costs
+        cache = host_cache(self.terms, choice)
+        if cache not in self._moving:
+            below = self.terms.budget.host - cache
+            self._moving[cache] = replace(self._costs, below=below, kv_moves=True)
+        return self._moving[cache]
+
     def using(self, choice: Candidate) -> Using:
         """What its sweeps use, with what it leaves over of the budget."""
         return self._streaming.using(self.terms.budget.nbytes - self.need(choice), choice.expert_slots)
 
     def pace(self, choice: Candidate) -> Pace:
         """How it spreads the workload over sweeps."""
-        return self.costs.pace(self.terms.demand.group(choice.n_batches, choice.batch_size), choice.prefill_tokens)
+        return self._costs.pace(self.terms.demand.group(choice.n_batches, choice.batch_size), choice.prefill_tokens)
 
     def slots(self, choice: Candidate) -> tuple[int, int]:
         """Its slots for experts, and those that it lends."""
@@ -66,7 +75,7 @@ class Appraiser:
 
     def forecast(self, choice: Candidate) -> Forecast:
         """What it is expected to come to."""
-        return self.costs.forecast(self.pace(choice), self.slots(choice), self.using(choice))
+        return self.costs(choice).forecast(self.pace(choice), self.slots(choice), self.using(choice))
 
     def best(self) -> Candidate:
         """The fastest that fits; among equals the one with the smallest numbers.
@@ -100,7 +109,7 @@ class Appraiser:
 
     def _seconds(self, choice: Candidate, need: int, pace: Pace) -> float:
         using = self._streaming.using(self.terms.budget.nbytes - need, choice.expert_slots)
-        return self.costs.workload(pace, self.slots(choice), using)
+        return self.costs(choice).workload(pace, self.slots(choice), using)
 
 
 def candidates(terms: Terms, slots: Sequence[int], sizes: Sequence[int] = SIZES) -> Iterator[Candidate]:
@@ -117,16 +126,30 @@ def candidates(terms: Terms, slots: Sequence[int], sizes: Sequence[int] = SIZES)
     for size, n in product(sizes, counts):
         if not wishes.n_batches and n > 1 and (n - 1) * size >= requests:
             continue  # the last batch would be empty
-        for tokens in prefills(terms, size):
-            yield from (Candidate(n, size, tokens, count) for count in slots)
+        for tokens, count, kv_slots in product(prefills(terms, n, size), slots, kv_places(terms)):
+            choice = Candidate(n, size, tokens, count, kv_slots)
+            if host_cache(terms, choice) + bool(kv_slots) * window_bytes(terms.facts) <= terms.budget.host:
+                yield choice
 
 
-def prefills(terms: Terms, batch_size: int) -> list[int]:
-    """Tokens of prompts in one sweep: all of one batch's, pieces of some sizes, or what was wished for within these."""
+def kv_places(terms: Terms) -> list[int]:
+    """Slots for keys and values that move, and 0 for those on the device; what was wished for, if there is a choice."""
+    if terms.rates.link is None:
+        return [0]
+    wish = terms.wishes.kv_moves
+    return [slots for slots in (0, KV_SLOTS) if wish is None or wish == bool(slots)]
+
+
+def prefills(terms: Terms, n: int, batch_size: int) -> list[int]:
+    """Tokens of prompts in one sweep: all of one batch's, pieces of some sizes, or what was wished for.
+
+    A wish may be for several batches' on a GPU, whose memory has no holes.
+    """
     prompts = terms.demand.group(1, batch_size).prompt_tokens
     least = prompts if terms.facts.reads_whole_prompts else batch_size
     if wish := terms.wishes.prefill_tokens:
-        return [max(least, min(wish, prompts))]
+        most = prompts if terms.rates.link is None else terms.demand.group(n, batch_size).prompt_tokens
+        return [max(least, min(wish, most))]
     largest = [prompts] if prompts <= PREFILL_TOKENS[0] else []
     return [*largest, *(tokens for tokens in PREFILL_TOKENS if least <= tokens < prompts)] or [least]
 
@@ -139,7 +162,7 @@ def slot_counts(terms: Terms) -> list[int]:
     experts = max(terms.facts.expert_counts)
     if wish := terms.wishes.expert_slots:
         counts = {wish}
-    elif terms.wishes.prefetch is Prefetch.layer:
+    elif terms.wishes.prefetch.is_whole:
         counts = {max(BUSY_SLOTS, experts)}
     else:
         counts = {BUSY_SLOTS + -(-experts * part // 32) for part in SLOT_SHARES}

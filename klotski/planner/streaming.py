@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from klotski.core import Prefetch
 from klotski.planner.facts import ModelFacts
 from klotski.planner.placement import placement_order
 from klotski.planner.terms import Wishes
@@ -105,7 +104,7 @@ class Streaming:
         """Bytes that sweeps read of the first 0, 1, 2... blocks if none is here; of dense parts; experts computed."""
         if step not in self._tables:
             use = np.where(self._is_dense, 1.0, 1 - (1 - self._shares) ** count(step))
-            is_read = np.ones_like(use) if self._wishes.prefetch is Prefetch.layer else use
+            is_read = np.ones_like(use) if self._wishes.prefetch.is_whole else use
             reads = np.concatenate([[0.0], np.cumsum(is_read * self._stored)])
             self._tables[step] = reads, float(self._stored[self._is_dense].sum()), float(use[~self._is_dense].sum())
         return self._tables[step]

@@ -1,6 +1,6 @@
 """The plan as tables, for a run that shall only say what it would do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,13 +22,17 @@ USES = {
     "workspace": "experts' inputs and outputs",
     "activations": "activations",
     "residents": "blocks that stay",
+    "weights": "blocks that come from there",
+    "window": "blocks on their way from disk",
 }
 
 
 def show_plan(plan: Plan, facts: ModelFacts, console: Console) -> None:
     """What was decided and why, what it takes of memory, and what is predicted."""
     console.print(table("decision value why", decisions(plan, facts)))
-    console.print(table("memory bytes share", memory(plan)))
+    console.print(table("memory bytes share", memory(plan.memory, plan.budget)))
+    if plan.host_memory:
+        console.print(table("below bytes share", memory(plan.host_memory, plan.host_budget)))
     console.print(table("inequality computing transfers holds", conditions(plan)))
     console.print(table("predicted value", predictions(plan)))
     console.print(escape(plan.explanation), highlight=False)
@@ -60,17 +64,18 @@ def decisions(plan: Plan, facts: ModelFacts) -> Iterable[tuple[str, str, str]]:
         yield "of these, a cache", str(plan.cached_slots), plan.residents_reason
     yield "hot experts", str(plan.hot_experts), why("hot_experts", "as many as there are slots to spare")
     yield "blocks that stay", f"{len(plan.residents)} of {len(facts.block_bytes)}", plan.residents_reason
+    if plan.kv_slots:
+        yield "keys and values", "move", why("kv_slots", "a batch's come while another computes, and leave room")
     if plan.rates.link is not None:
         yield "into the GPU", f"{format_size(plan.rates.link)}/s", plan.rates.reason
     yield "disk", f"{format_size(plan.rates.disk)}/s", plan.rates.reason
     yield "arithmetic", format_flops(plan.rates.compute), plan.rates.reason
 
 
-def memory(plan: Plan) -> Iterable[tuple[str, str, str]]:
+def memory(uses: Mapping[str, int], budget: int) -> Iterable[tuple[str, str, str]]:
     """Use, bytes, and share of the budget."""
-    left = {"left over": plan.budget - sum(plan.memory.values())}
-    for use, size in (plan.memory | left).items():
-        yield USES.get(use, use), format_size(size), f"{size / plan.budget:.1%}"
+    for use, size in (dict(uses) | {"left over": budget - sum(uses.values())}).items():
+        yield USES.get(use, use), format_size(size), f"{size / budget:.1%}"
 
 
 def conditions(plan: Plan) -> Iterable[tuple[str, str, str, str]]:

@@ -2,12 +2,12 @@
 
 from typing import NamedTuple
 
-from klotski.core import OnDemand, Prefetch, Residents
+from klotski.core import OnDemand, Prefetch, Products, Residents
 from klotski.planner.demand import Demand
 from klotski.planner.facts import ModelFacts
 from klotski.planner.rates import NOMINAL, Rates
 
-__all__ = ["Budget", "Terms", "Wishes"]
+__all__ = ["OPEN", "Budget", "Terms", "Wishes"]
 
 
 class Budget(NamedTuple):
@@ -31,6 +31,8 @@ class Wishes(NamedTuple):
     expert_slots: int | None = None
     prefetch: Prefetch = Prefetch.hot
     on_demand: OnDemand = OnDemand.eager
+    products: Products = Products.group
+    kv_moves: bool | None = None  # from CPU memory below a GPU, and back there
 
     @property
     def keeps_experts(self) -> bool:
@@ -43,11 +45,15 @@ class Wishes(NamedTuple):
         return not self.all_stay and self.residents in (Residents.lru, Residents.lfu)
 
 
+OPEN = Wishes()
+"""Nothing is decided yet."""
+
+
 class Terms(NamedTuple):
     """All that a plan follows from."""
 
     facts: ModelFacts
     demand: Demand
     budget: Budget
-    wishes: Wishes = Wishes()
+    wishes: Wishes = OPEN
     rates: Rates = NOMINAL

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from klotski.errors import OutputError
 from klotski.report.files import open_folder, write_rows
+from klotski.report.published import compare, print_comparison, write_comparison
 from klotski.report.rows import collect
 from klotski.report.table import print_table
 
@@ -31,4 +32,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None) -> None:
     from klotski.report.plots import draw_plots  # here, so that a misspelt folder is refused at once
 
     files = write_rows(rows, folder) + draw_plots(rows, folder)
+    if comparisons := compare(rows):
+        print_comparison(comparisons)
+        files += write_comparison(comparisons, folder)
     print(f"files     {folder}: {', '.join(file.name for file in files)}")

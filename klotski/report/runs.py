@@ -90,9 +90,9 @@ def read_yaml(file: Path) -> Any:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Setting]]:
-    """Every setting of a nested config with its dotted key."""
+    """Every setting of a nested config with its dotted key, but for those that follow from others."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
-        else:
+        elif not str(value).startswith("${"):
             yield f"{prefix}{key}", value if isinstance(value, Setting) else json.dumps(value)

@@ -23,6 +23,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bound.efficiency": ("of bound", "{:.0%}".format),
     "bubble_fraction": ("waited", "{:.0%}".format),
     "bytes_moved.disk": ("read", format_size),
+    "peak_memory.device": ("memory", format_size),
+    "peak_memory.host": ("below", format_size),
     "prefetch.hit_rate": ("hits", "{:.0%}".format),
     "prefetch.among_hottest": ("truly hot", "{:.0%}".format),
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from klotski.core import Compute, Operation
+from klotski.core import Compute, Operation, Products
 from klotski.planner.costs import SHARED, Costs, Work
 from klotski.simulation.batch import SyntheticBatch
 
@@ -17,13 +17,22 @@ class Durations:
     batch's turn.
     """
 
-    def __init__(self, costs: Costs, batches: Mapping[int, SyntheticBatch], is_reading: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        costs: Costs,
+        batches: Mapping[int, SyntheticBatch],
+        is_reading: Callable[[], bool],
+        products: Products = Products.group,
+    ) -> None:
         self._costs = costs
         self._batches = batches
         self._is_reading = is_reading
+        self._products = products
         self._layers = costs.facts.num_layers
         with_experts = sum(count > 0 for count in costs.facts.expert_counts)
-        self._choices = costs.facts.top_k * max(1, with_experts)  # of experts, that a token makes in a sweep
+        choices = costs.facts.top_k * max(1, with_experts)  # of experts, that a token makes in a sweep
+        self._of_token = costs.experts(1 / choices, 0)
+        self._of_product = costs.experts(0, 1)
 
     def __call__(self, operation: Operation) -> float:
         """Seconds of one operation."""
@@ -34,8 +43,15 @@ class Durations:
                 work = Work(operation.tokens, 0, 1, context)
                 return (self._costs.attention(work) + self._costs.cache(work)) / self._layers
             case Compute.EXPERT:
-                shared = SHARED if self._is_reading() else 0.0
-                return self._costs.experts(operation.tokens / self._choices, 1) * (1 + shared)
+                seconds = operation.tokens * self._of_token + self._count(operation) * self._of_product
+                return seconds * (1 + SHARED) if self._is_reading() else seconds
             case Compute.SCORE:
                 return self._costs.head(Work(0, operation.tokens, 1, 0))
         return 0.0
+
+    def _count(self, operation: Operation) -> int:
+        """Products of an expert."""
+        if self._products is Products.group:
+            return 1
+        routings = (batch.routing for batch in self._batches.values())
+        return sum(routing.counts[operation.expert] > 0 for routing in routings if routing is not None)

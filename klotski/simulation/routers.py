@@ -3,7 +3,7 @@
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from klotski.core import Routing
 from klotski.errors import WorkloadError
+from klotski.pipeline import RoutingTable
 
 __all__ = ["DrawnRouters", "RecordedRouters", "Routers"]
 
@@ -27,29 +28,47 @@ class Routers(Protocol):
 class DrawnRouters:
     """Draws the routing of a model, the same for the same seed.
 
-    `shares[l]` [E]: the share of tokens that choose each expert of a layer, which sums to `top_k`; None:
-    nobody knows, and all are equally likely. A token never chooses an expert twice.
+    `experts`: how many each layer has. `table`: what runs have seen, whose skew and whose correlation between layers
+    is kept: each token draws what follows one of the experts that it used in the layer before. None: nobody knows, and
+    all are equally likely. A token never chooses an expert twice.
     """
 
-    def __init__(
-        self, experts: Sequence[int], top_k: int, shares: Sequence[Sequence[float]] | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, experts: Sequence[int], top_k: int, table: RoutingTable | None = None, seed: int = 0) -> None:
         self._top_k = top_k
         self._random = np.random.default_rng(seed)
-        self._chances = [chances(layer, count, shares) for layer, count in enumerate(experts)]
+        self._table = table
+        self._chances = [chances(count, table.shares[layer] if table else None) for layer, count in enumerate(experts)]
+        self._rows = [
+            floor(table.rows(layer)) if table and table.pairs[layer].any() else None for layer in range(len(experts))
+        ]
+        self._last: dict[int, tuple[int, NDArray[Any]]] = {}  # of each batch, the layer that it chose in last, and what
 
     def ask(self, batch: int, layer: int, tokens: int) -> Routing:
-        """What a layer's router says of so many tokens; of any batch alike."""
-        del batch
-        chances = self._chances[layer]
+        """What a layer's router says of so many tokens of a batch."""
         if tokens > ONE_BY_ONE:
-            counts = np.minimum(self._random.multinomial(tokens * self._top_k, chances), tokens)
-            return Routing(tuple(counts.tolist()))
+            self._last.pop(batch, None)
+            counts = self._random.multinomial(tokens * self._top_k, self._chances[layer])
+            return Routing(tuple(np.minimum(counts, tokens).tolist()))
+        weights = self._weights(batch, layer, tokens)
         # Who rings first, where the likelier ring more often: k draws without replacement.
-        times = self._random.standard_exponential((tokens, len(chances)), dtype=np.float32) / chances.astype(np.float32)
+        times = self._random.standard_exponential((tokens, weights.shape[-1]), dtype=np.float32) / weights
         choices = np.argpartition(times, self._top_k - 1, axis=1)[:, : self._top_k]
-        counts = np.bincount(choices.ravel(), minlength=len(chances))
+        counts = np.bincount(choices.ravel(), minlength=weights.shape[-1])
+        if self._table is not None:
+            self._last[batch] = layer, choices
         return Routing(tuple(counts.tolist()), choices)
+
+    def _weights(self, batch: int, layer: int, tokens: int) -> NDArray[np.float32]:
+        """How likely each expert is, to each token: [T, E], or to all alike: [E]."""
+        before, choices = self._last.get(batch, (None, None))
+        rows = self._rows[layer]
+        if self._table is None or choices is None or rows is None or before != self._table.before[layer]:
+            return self._chances[layer].astype(np.float32)
+        if len(choices) != tokens:  # the last layer sees a prompt's last tokens alone
+            return self._chances[layer].astype(np.float32)
+        followed = choices[np.arange(tokens), self._random.integers(0, choices.shape[1], tokens)]
+        weights: NDArray[np.float32] = rows[followed].astype(np.float32)
+        return weights
 
 
 class Said(msgspec.Struct):
@@ -100,8 +119,13 @@ class RecordedRouters:
         return Routing(tuple(np.bincount(choices.ravel(), minlength=self._experts[layer]).tolist()), choices)
 
 
-def chances(layer: int, experts: int, shares: Sequence[Sequence[float]] | None) -> NDArray[np.float64]:
-    """The chance of each expert of a layer to be a token's first choice; none is quite without."""
-    known = np.maximum(np.ones(experts) if shares is None else np.array(shares[layer]), 1e-9)
+def chances(experts: int, shares: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """The chance of each expert of a layer to be a token's first choice."""
+    known = floor(np.ones(experts) if shares is None else shares)
     shares_of_one: NDArray[np.float64] = known / known.sum()
     return shares_of_one
+
+
+def floor(shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """None is quite without a chance."""
+    return np.maximum(shares, 1e-9)

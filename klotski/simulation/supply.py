@@ -4,14 +4,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
 from klotski.core import Block, LaneName, Operation
-from klotski.lanes import Event, SpanSink, VirtualClock, VirtualLane
+from klotski.lanes import Event, SpanSink, VirtualClock, VirtualLane, VirtualWire
 from klotski.planner import ModelFacts, Rates
 from klotski.planner.costs import CROWDED
+from klotski.planner.memory import WINDOW
 from klotski.weights.residency import SlotKind
 
 __all__ = ["Supply"]
-
-WINDOW = 16  # blocks of CPU memory that what comes from disk goes through on its way into a GPU
 
 
 class Supply:
@@ -19,7 +18,7 @@ class Supply:
 
     Without a link (`rates.link`) blocks come from disk, the more slowly the more the cores are at work (`load`, a
     share of their time). With one, those that `host` bytes hold, in `order`, come from CPU memory; the others are read
-    into CPU memory first, while the cores have nothing else to do.
+    into a window of CPU memory first, while the cores have nothing else to do.
     """
 
     def __init__(
@@ -37,16 +36,25 @@ class Supply:
         self._load = load
         self._disk = VirtualLane(LaneName.DISK, sink, clock, self._reading, rates.start)
         self._link: VirtualLane | None = None
+        self.wire = VirtualWire(sink, clock)
+        """Into the GPU, if there is one."""
         self._on_host: set[Block] = set()
         self._window: deque[Event] = deque()
         if (speed := rates.link) is not None:
-            self._link = VirtualLane(LaneName.LINK, sink, clock, lambda operation: operation.nbytes / speed)
-            self._on_host = set(take(facts, order, host - WINDOW * facts.largest_expert))
+            self._link = VirtualLane(
+                LaneName.LINK, sink, clock, lambda operation: operation.nbytes / speed, 0.0, self.wire
+            )
+            self._on_host = set(take(facts, order, host))
 
     @property
-    def is_busy(self) -> bool:
-        """Whether blocks are being written to the memory that is computed from."""
-        return (self._link or self._disk).is_busy
+    def is_reading(self) -> bool:
+        """Whether blocks are being written to the memory that the cores compute from."""
+        return self._link is None and self._disk.is_busy
+
+    def close(self) -> None:
+        """Let all that waits have its time."""
+        self._disk.close()
+        self.wire.close()
 
     def _reading(self, operation: Operation) -> float:
         crowded = CROWDED * self._load() if self._rates.link is None else 0.0

@@ -8,16 +8,15 @@ which `run.json` gives as wall-clock time. Fields at their default are left out.
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 
-from klotski.core import DENSE, Operation, Span, SweepReport
+from klotski.core import DENSE, Span, SweepReport
 
 __all__ = ["Recorder", "SpanEvent", "SweepEvent"]
 
 
-class SpanEvent(msgspec.Struct, tag_field="event", tag="span", omit_defaults=True):
+class SpanEvent(msgspec.Struct, tag_field="event", tag="span", omit_defaults=True, gc=False):
     """A line for a span. `expert`: -1 for none; `batch`: -1 for the whole group."""
 
     lane: str
@@ -31,7 +30,7 @@ class SpanEvent(msgspec.Struct, tag_field="event", tag="span", omit_defaults=Tru
     tokens: int = 0
 
 
-class BubbleEvent(SpanEvent, tag="bubble", omit_defaults=True):
+class BubbleEvent(SpanEvent, tag="bubble", omit_defaults=True, gc=False):
     """A line for a wait of the compute lane; the fields are those of the operation that waited."""
 
 
@@ -59,6 +58,13 @@ class Recorder:
         self.busy_seconds: dict[str, float] = defaultdict(float)
         self.bytes_moved: dict[str, int] = defaultdict(int)
         self.bubble_seconds = 0.0
+
+    def begin(self) -> None:
+        """Sweeps begin: what was done until now, to load what stays, is none of theirs."""
+        with self._lock:
+            self.busy_seconds.clear()
+            self.bytes_moved.clear()
+            self.bubble_seconds = 0.0
 
     def span(self, span: Span) -> None:
         """Take a finished operation."""
@@ -97,15 +103,6 @@ class Recorder:
 
 def to_event(kind: type[SpanEvent], span: Span) -> SpanEvent:
     """The line for a span; nanoseconds are the last digit that means something."""
-    operation: Operation = span.operation
-    times: dict[str, Any] = {"begin": round(span.begin, 9), "end": round(span.end, 9)}
-    return kind(
-        lane=span.lane,
-        kind=str(operation.kind),
-        layer=operation.layer,
-        expert=operation.expert,
-        batch=operation.batch,
-        bytes=operation.nbytes,
-        tokens=operation.tokens,
-        **times,
-    )
+    what, layer, expert, batch, nbytes, tokens = span.operation
+    begin, end = round(span.begin, 9), round(span.end, 9)
+    return kind(span.lane, str(what), layer, begin, end, expert, batch, nbytes, tokens)

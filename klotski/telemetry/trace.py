@@ -5,6 +5,7 @@ https://docs.google.com/document/d/1CvAClvFfyA5R-PhYUmn5OOQtYMH4h6I0nSsKchNAySU
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,22 @@ from klotski.telemetry.recorder import BubbleEvent, SpanEvent, SweepEvent
 __all__ = ["write_trace"]
 
 BUBBLES = "bubbles"
-TRACKS = ("compute", BUBBLES, "disk", "sweeps")  # from top to bottom; other lanes follow
+TRACKS = ("compute", BUBBLES, "kv_in", "link", "kv_out", "disk", "sweeps")  # from top to bottom; others follow
+MOST = 300_000  # events: what more of them show is more of the same, and no viewer scrolls through it
 
 
-def write_trace(events: Path, trace: Path) -> None:
-    """Turn `events.jsonl` into `trace.json`, line by line."""
+def write_trace(events: Path, trace: Path) -> bool:
+    """Turn `events.jsonl` into `trace.json`, line by line, as far as a viewer can follow; whether that was all."""
     decoder = msgspec.json.Decoder(SpanEvent | BubbleEvent | SweepEvent)
     tracks: dict[str, int] = {}
     with events.open("rb") as lines, trace.open("wb") as out:
         out.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
         out.write(msgspec.json.encode({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "klotski"}}))
-        for line in lines:
+        for line in islice(lines, MOST):
             for entry in entries(decoder.decode(line), tracks):
                 out.write(b",\n" + msgspec.json.encode(entry))
         out.write(b"\n]}\n")
+        return next(lines, None) is None
 
 
 def entries(event: SpanEvent | BubbleEvent | SweepEvent, tracks: dict[str, int]) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,6 @@ used between `lend` and `withdraw` only, and what lies in them then is lost.
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from enum import StrEnum
-from itertools import dropwhile, takewhile
 
 from klotski.core import DENSE, Block, Residents
 from klotski.lanes import Event
@@ -31,7 +30,7 @@ class SlotKind(StrEnum):
     @classmethod
     def of(cls, block: Block) -> "SlotKind":
         """The kind of slot that a block needs."""
-        return cls.DENSE if block.is_dense else cls.EXPERT
+        return cls.DENSE if block.expert == DENSE else cls.EXPERT
 
 
 Bring = Callable[[Block, int, Collection[Event]], Event]
@@ -70,6 +69,7 @@ class Residency:
         self._withdrawn = list(range(self._count[SlotKind.EXPERT], self._count[SlotKind.EXPERT] + lent))
         self._lent: list[int] = []
         self._cache = cache
+        self._is_cache = cache in (Residents.lru, Residents.lfu)
         self._kept: dict[Block, Event] = {}  # released, and still here: the longest unused first, with its last use
         self._uses: Counter[Block] = Counter()
 
@@ -83,7 +83,9 @@ class Residency:
 
     def has_free_slot(self, block: Block) -> bool:
         """Whether `request` of this block could be answered now."""
-        return bool(self._free[SlotKind.of(block)]) or (not block.is_dense and bool(self._kept))
+        if block.expert == DENSE:
+            return bool(self._free[SlotKind.DENSE])
+        return bool(self._free[SlotKind.EXPERT] or self._kept)
 
     def request(self, block: Block) -> None:
         """Send for a block that is absent, into a slot that is free, or whose block nobody uses."""
@@ -105,13 +107,22 @@ class Residency:
 
     def arrived(self, layer: int) -> list[int]:
         """A layer's experts that were sent for and have come, first arrival first."""
-        experts = ((block.expert, arrival) for block, arrival in self._arrivals[layer].items() if not block.is_dense)
-        return [expert for expert, _ in takewhile(lambda each: each[1].is_done(), experts)]
+        found = []
+        for block, arrival in self._arrivals[layer].items():
+            if block.expert != DENSE:
+                if not arrival.is_done():
+                    break
+                found.append(block.expert)
+        return found
 
     def coming(self, layer: int) -> Iterator[int]:
         """Those that are on their way, next arrival first."""
-        experts = ((block.expert, arrival) for block, arrival in self._arrivals[layer].items() if not block.is_dense)
-        return (expert for expert, _ in dropwhile(lambda each: each[1].is_done(), experts))
+        all_here = True
+        for block, arrival in self._arrivals[layer].items():
+            if block.expert != DENSE:
+                all_here = all_here and arrival.is_done()
+                if not all_here:
+                    yield block.expert
 
     def slot(self, block: Block) -> int:
         """The slot of a block that was requested and not released."""
@@ -122,10 +133,11 @@ class Residency:
         if block in self._residents:
             return
         assert block not in self._kept, f"{block} was released twice"
-        self._uses[block] += last_use is not None
         self._kept[block] = last_use or self._arrivals[block.layer][block]
-        if block.is_dense or self._cache not in (Residents.lru, Residents.lfu):
+        if block.expert == DENSE or not self._is_cache:
             self._free_slot(block)
+        elif last_use is not None:
+            self._uses[block] += 1
 
     def clear(self) -> None:
         """Give up all that a cache keeps."""

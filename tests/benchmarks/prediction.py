@@ -2,15 +2,16 @@
 
     python -m tests.benchmarks.prediction [--models few-large many-small] [--repetitions 1]
 
-For each model one run with `pipeline=klotski`, of 32 tokens in and 8 out, calibrates: it leaves `hw/measured.yaml`.
-Every strategy is then run on three other workloads, and predicted: by what was calibrated, with the same plan, the
-run's own memory for interpreter and torch, and the disk's and the matrix product's rates as the run measured them
-before and after, because machines are shared and a disk gave 1.0 to 2.2 GB/s from one minute to the next. 3 GiB, from a
-cold cache, as in `bench`. Batches of 16: four of them, or one for strategies of one batch.
+For each model one run with `pipeline=klotski`, of 32 tokens in and 8 out, calibrates: it leaves `hw/measured.yaml`,
+and what it learned of the routers. Every strategy is then run on three other workloads, and predicted: by what was
+calibrated, with the same plan, the run's own memory for interpreter and torch, and the rates of disk and products as
+the run sampled them before and after, because machines are shared and a disk gave 1.0 to 2.2 GB/s from one minute to
+the next. Of the samples a run reaches the share that the calibrating one did. 3 GiB, from a cold cache, as in
+`bench`. Batches of 16: four of them, or one for strategies of one batch.
 
-Each run is written to `outputs/bench-prediction.jsonl` as it ends, and is not repeated if it lies there already. Prints
-a table, and one JSON line for each run: `error` is the predicted elapsed time over the measured one, less 1; `disk` and
-`compute` likewise of the lanes' busy seconds.
+Each run is written to `outputs/bench-prediction.jsonl` as it ends, and is not repeated if it lies there already;
+predictions are made anew each time. Prints a table, and one JSON line for each run: `error` is the predicted elapsed
+time over the measured one, less 1; `disk` and `compute` likewise of the lanes' busy seconds.
 """
 
 import argparse
@@ -18,17 +19,21 @@ import json
 import shutil
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import yaml
 from rich.console import Console
 from rich.table import Table
 
+from klotski.units import parse_rate
 from tests.benchmarks.ledger import Made, make_all
-from tests.benchmarks.runs import OUTPUTS, RUN, klotski, lengths, options, predict, read_options
+from tests.benchmarks.runs import OUTPUTS, RUN, klotski, lengths, metrics_in, options, predict, read_options
 
 PREDICTIONS = OUTPUTS / "bench-prediction.jsonl"
 CALIBRATED = OUTPUTS / "bench" / "calibrated"
+LEARNED = OUTPUTS / "bench" / "history"
 ONE_BATCH = ("sequential", "expert_cache", "cpu_experts")
 STRATEGIES = ("klotski", "overlap", *ONE_BATCH)
 WORKLOADS = ((64, 12), (192, 4), (16, 16))  # tokens in and out
@@ -54,38 +59,71 @@ def jobs(chosen: argparse.Namespace) -> Iterator[Job]:
         yield Job(model, strategy, *workload, repetition)
 
 
-def calibrate(model: str) -> None:
-    """Make a model's `measured.yaml`, unless it is there."""
-    folder = CALIBRATED / model / "hw"
+def calibrate(model: str) -> Path:
+    """Where a model's `conf/hw/measured.yaml` and `history` are; made by a run, unless they are there."""
+    folder = CALIBRATED / model
     if not folder.exists():
-        klotski(model, *lengths(BATCHES * BATCH_SIZE, 32, 8), "pipeline.n_batches=4", "pipeline.batch_size=16")
-        shutil.copytree(RUN / "hw", folder)
+        choice = "pipeline.n_batches=4", "pipeline.batch_size=16", f"history={LEARNED}"
+        klotski(model, *lengths(BATCHES * BATCH_SIZE, 32, 8), *choice)
+        shutil.copytree(RUN / "hw", folder / "conf" / "hw")
+        shutil.copy(RUN / "metrics.json", folder)
+        shutil.move(LEARNED, folder / "history")
+    return folder
 
 
-def run(job: Job, _: Made) -> dict[str, Any]:
-    """What was measured and predicted."""
-    calibrate(job.model)
+def measure(job: Job, _: Made) -> dict[str, Any]:
+    """What a run did, and what it went by."""
+    calibrated = calibrate(job.model)
+    metrics = klotski(job.model, *choices(job), *learned(calibrated), hardware=calibrated / "conf")
+    return {name: metrics[name] for name in ("elapsed_time", "lane_busy_seconds", "bytes_moved", "rates")} | {
+        "bound": metrics["bound"]["resource"],
+        "plan": {name: metrics["plan"][name] for name in SAME_PLAN},
+        "runtime": metrics["plan"]["memory"]["runtime"],
+    }
+
+
+def choices(job: Job) -> list[str]:
+    """What is run."""
     n = 1 if job.strategy in ONE_BATCH else BATCHES
-    hardware = CALIBRATED / job.model
     choice = [f"pipeline={job.strategy}", f"pipeline.n_batches={n}", f"pipeline.batch_size={BATCH_SIZE}"]
-    choice += lengths(n * BATCH_SIZE, job.tokens_in, job.tokens_out)
-    measured = klotski(job.model, *choice, hardware=hardware)
-    plan, rates = measured["plan"], measured["rates"]
-    same = [f"pipeline.{name}={plan[name]}" for name in SAME_PLAN]
-    same += [f"hw.runtime_memory={plan['memory']['runtime']}"]
-    same += [f"hw.disk_bandwidth={rates['disk']:.0f}B/s", f"hw.compute_rate={rates['compute']:.0f}FLOP/s"]
-    predicted = predict(job.model, *choice, *same, hardware=hardware)
+    return choice + lengths(n * BATCH_SIZE, job.tokens_in, job.tokens_out)
+
+
+def learned(calibrated: Path) -> list[str]:
+    """What the calibrating run learned, to begin with; a copy, because runs add to it."""
+    shutil.rmtree(LEARNED, ignore_errors=True)
+    shutil.copytree(calibrated / "history", LEARNED)
+    return [f"history={LEARNED}"]
+
+
+def compare(measured: dict[str, Any]) -> dict[str, Any]:
+    """A run beside its prediction."""
+    job = Job(*(measured[name] for name in Job._fields))
+    calibrated, rates = calibrate(job.model), measured["rates"]
+    same = [f"pipeline.{name}={value}" for name, value in measured["plan"].items()]
+    same += [f"hw.runtime_memory={measured['runtime']}"]
+    disk, product = (rates[name] * reached_share(calibrated, name) for name in ("disk", "product"))
+    same += [f"hw.disk_bandwidth={disk:.0f}B/s", f"hw.product_bandwidth={product:.0f}B/s"]
+    same += [f"hw.compute_rate={rates['compute']:.0f}FLOP/s"]
+    predicted = predict(job.model, *choices(job), *learned(calibrated), *same, hardware=calibrated / "conf")
     busy, said = measured["lane_busy_seconds"], predicted["lane_busy_seconds"]
-    return {
+    return job._asdict() | {
         "measured": measured["elapsed_time"],
         "predicted": predicted["elapsed_time"],
         "error": predicted["elapsed_time"] / measured["elapsed_time"] - 1,
         "disk": said["disk"] / busy["disk"] - 1,
         "compute": said["compute"] / busy["compute"] - 1,
         "bytes": predicted["bytes_moved"]["disk"] / measured["bytes_moved"]["disk"] - 1,
-        "planned": plan["forecast"]["seconds"],
-        "bound": measured["bound"]["resource"],
+        "bound": measured["bound"],
     }
+
+
+def reached_share(calibrated: Path, name: str) -> float:
+    """Of a rate that was sampled, the share that the calibrating run reached."""
+    settings = yaml.safe_load((calibrated / "conf" / "hw" / "measured.yaml").read_text())
+    reached = parse_rate(name, settings[f"{name}_bandwidth"], "B")
+    assert reached is not None
+    return reached / float(metrics_in(calibrated)["rates"][name])
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -104,4 +142,5 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    show(make_all(PREDICTIONS, jobs(read_options(options(__doc__, repetitions=1))), run))
+    runs = make_all(PREDICTIONS, jobs(read_options(options(__doc__, repetitions=1))), measure)
+    show([compare(each) for each in runs])

@@ -21,6 +21,7 @@ __all__ = [
     "klotski",
     "lengths",
     "limited",
+    "metrics_in",
     "options",
     "predict",
     "read_options",
@@ -69,10 +70,10 @@ def klotski(
     return metrics_in(RUN)
 
 
-def predict(model: str, *overrides: str, budget: str = BUDGET, hardware: Path | None = None) -> dict[str, Any]:
+def predict(model: str, *overrides: str, hardware: Path) -> dict[str, Any]:
     """The metrics of the same run as the simulator predicts it."""
     folder = RUN.with_name("predicted")
-    arguments = settings(model, budget, folder, hardware)
+    arguments = settings(model, BUDGET, folder, hardware)
     command = [sys.executable, "-m", "klotski", *arguments, "executor=simulate", *overrides]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

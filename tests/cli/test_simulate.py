@@ -1,5 +1,6 @@
 """What would a model do on that machine? Answered where neither is at hand."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,40 @@ def test_the_same_run_is_predicted_to_the_last_digit(tmp_path: Path) -> None:
         ]
         times.append((metrics["elapsed_time"], metrics["lane_busy_seconds"]))
     assert times[0] == times[1]
+
+
+def test_keys_and_values_below_a_gpu_move_on_lanes_of_their_own(tmp_path: Path) -> None:
+    lengths = ["workload=synthetic", "workload.num_requests=8", "workload.input_tokens=64", "workload.output_tokens=3"]
+    group = ["pipeline.n_batches=2", "pipeline.batch_size=4", "placement.kv_cache=host"]
+    said, metrics = predict("model=mixtral", "hw=rtx3090", *lengths, *group, cwd=tmp_path)
+    per_token = 2 * 8 * 128 * 2 * 32  # key and value of 8 heads of 128 numbers of two bytes, in 32 layers
+    assert metrics["bytes_moved"]["kv_out"] == 8 * 66 * per_token
+    assert metrics["bytes_moved"]["kv_in"] == 8 * (64 + 65) * per_token
+    assert metrics["peak_memory"]["host"] == sum(metrics["plan"]["host_memory"].values()) > 70e9
+    trace = json.loads((tmp_path / "run" / "trace.json").read_text())
+    lanes = {event["args"]["name"] for event in trace["traceEvents"] if event.get("name") == "thread_name"}
+    assert lanes >= {"kv_in", "kv_out"}
+    assert "are in CPU memory" in said
+
+
+def test_what_other_engines_do_is_predicted_and_not_run(tmp_path: Path) -> None:
+    finished = run_klotski("pipeline.products=batch", "hydra.run.dir=run", cwd=tmp_path)
+    assert finished.status == 1
+    assert "pipeline.products=batch is how other engines multiply" in finished.err
+    predict("pipeline.products=batch", "executor=simulate", "workload.limit=2", cwd=tmp_path)
+
+
+def test_a_table_of_the_paper_ends_beside_what_was_published(tmp_path: Path) -> None:
+    few = ["paper=published_8x7b_rtx3090,8x7b_rtx3090", "pipeline=klotski", "pipeline.batch_size=4"]
+    finished = run_klotski("-m", "experiment=paper_fig10", *few, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert finished.status == 0, finished.err
+    with (tmp_path / "sweep" / "published.csv").open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    published, theirs, ours = (
+        float(line[name]) for name in ("published", "predicted_with_its_habits", "predicted_with_ours")
+    )
+    assert published / 1.5 < theirs < published * 1.5 < ours
+    assert "its habits: 1 predictions" in finished.out
 
 
 @pytest.mark.parametrize(

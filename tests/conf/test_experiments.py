@@ -18,6 +18,8 @@ Command = Callable[..., int]
 
 FEW_TOKENS = ["workload.num_requests=8", "workload.input_tokens=4", "workload.output_tokens=3"]
 FEW_PROMPTS = ["workload.limit=8", "workload.max_tokens=4"]
+PAPER_CASES = ["published_8x7b_rtx3090", "8x7b_rtx3090"]
+PAPER = [f"paper={','.join(PAPER_CASES)}", "workload.num_requests=64"]
 STRATEGIES = ["sequential", "overlap", "expert_cache", "cpu_experts", "klotski"]
 
 
@@ -47,6 +49,21 @@ EXPERIMENTS = {
         [*FEW_TOKENS, "pipeline.n_batches=1,2,4", "pipeline.batch_size=1,2"],
         {"pipeline.n_batches": ["1", "2", "4"], "pipeline.batch_size": ["1", "2"]},
         {"throughput_by_n", "throughput_by_latency"},
+    ),
+    "paper_fig10": Experiment(
+        [*PAPER, "pipeline.batch_size=16,64"],
+        {"paper": PAPER_CASES, "pipeline": ["flexgen", "klotski"], "pipeline.batch_size": ["16", "64"]},
+        {"throughput", "throughput_by_latency"},
+    ),
+    "paper_fig14": Experiment(
+        [*PAPER, "pipeline.n_batches=3,15", "pipeline.batch_size=16"],
+        {"paper": PAPER_CASES, "pipeline.n_batches": ["3", "15"]},
+        {"throughput", "throughput_by_n"},
+    ),
+    "paper_table3": Experiment(
+        PAPER,
+        {"paper": PAPER_CASES, "pipeline": ["one_batch", "flexgen", "hot_experts", "klotski"]},
+        {"throughput"},
     ),
     "placements": Experiment(FEW_PROMPTS, {"placement": ["none", "greedy", "usage", "lru", "lfu"]}, {"throughput"}),
     "prefetch_accuracy": Experiment(

@@ -18,6 +18,7 @@ __all__ = [
     "Counts",
     "Entry",
     "FakeBatch",
+    "FakeCaches",
     "FakeEvent",
     "FakeStore",
     "LateLane",
@@ -277,6 +278,47 @@ class _WatchedResidency(Residency):
         if self.arrival(block)[0].is_done():
             self._store.memory[SlotKind.of(block)][self.slot(block)] = None
         super()._free_slot(block)
+
+
+class FakeCaches:
+    """Slots that hold whose keys and values of which layer they are, and notice if they are used early or late."""
+
+    def __init__(self, slots: int, lane: Lane) -> None:
+        self.ahead = slots - 1
+        self._lane = lane
+        self._memory: list[tuple[int, int] | None] = [None] * slots
+        self._free: deque[tuple[int, tuple[Event, ...]]] = deque((slot, ()) for slot in range(slots))
+        self._brought: deque[tuple[int, int, int, Event]] = deque()  # batch, layer, slot, arrival
+
+    def bring(self, batch: Batch, layer: int) -> None:
+        slot, after = self._free.popleft()
+
+        def write() -> None:
+            assert self._memory[slot] is None, "what was here has not gone back yet"
+            self._memory[slot] = batch.index, layer
+
+        event = self._lane.submit(Operation("in", layer, batch=batch.index), write, after)
+        self._brought.append((batch.index, layer, slot, event))
+
+    def arrival(self, batch: Batch) -> tuple[Event, ...]:
+        assert self._brought[0][0] == batch.index
+        return (self._brought[0][3],)
+
+    def use(self, batch: int, layer: int) -> None:
+        """Assert that attention finds its own."""
+        assert self._memory[self._brought[0][2]] == (batch, layer)
+
+    def release(self, batch: Batch, use: Event) -> None:
+        index, layer, slot, _ = self._brought.popleft()
+        assert index == batch.index
+
+        def clear() -> None:
+            self._memory[slot] = None
+
+        self._free.append((slot, (self._lane.submit(Operation("out", layer, batch=index), clear, (use,)),)))
+
+    def close(self) -> None:
+        assert not self._brought, "something was brought that nobody used"
 
 
 class CheckingWorker:

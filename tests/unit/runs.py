@@ -21,6 +21,7 @@ PIPELINES: dict[str, dict[str, Any]] = {
 PLACEMENTS = {"expert_cache": "lfu"}  # that come with a pipeline
 CONFIG: dict[str, Any] = {
     "model": {"name": "tiny", "path": "bundled"},
+    "hw": {"name": "auto"},
     "placement": {"name": "none"},
     "pipeline": {"name": "klotski", "batch_size": "auto", "predictor": "correlation", **PIPELINES["klotski"]},
     "workload": {"name": "synthetic", "limit": None, "seed": 0},
@@ -48,7 +49,7 @@ METRICS: dict[str, Any] = {
             "disk": {"count": 9, "elapsed_time": 4.0, "busy": 0.5, "bubble": 0.1},
         },
     },
-    "peak_memory": {"process": 500_000_000},
+    "peak_memory": {"process": 500_000_000, "device": 400_000_000, "host": 900_000_000},
     "prefetch": {
         "requested": 20,
         "used": 18,

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klotski.core import Compute, Operation, Span
+from klotski.lanes import ASLEEP
 from klotski.planner import NOMINAL, Calibration
 from klotski.planner.calibration import FEWEST, Line
 from tests.unit.fakes import Sink, examples
@@ -55,10 +56,25 @@ def test_rates_are_those_of_the_spans() -> None:
     facts = model(dense_flops=4_000_000)
     rates = calibrated(100).rates(facts, NOMINAL, disk_share=0.0, between=0.03)
     assert rates.turn == pytest.approx(2.1e-3, rel=0.01)
-    assert rates.step == pytest.approx(3e-4 - facts.largest_expert / NOMINAL.memory, rel=0.01)
+    assert rates.step == pytest.approx(3e-4 - facts.largest_expert / NOMINAL.product, rel=0.01)
     assert rates.dense_share * rates.compute == pytest.approx(4_000_000 / facts.num_layers / 1e-6, rel=0.02)
     assert rates.between == pytest.approx(0.03 / 300)
     assert (rates.disk, rates.compute, rates.memory) == (NOMINAL.disk, NOMINAL.compute, NOMINAL.memory)
+
+
+def test_what_the_cores_have_waited_for_takes_longer() -> None:
+    """Experts of 0.3 ms; 0.2 ms more after a long wait, and nothing after a short one."""
+    calibration = calibrated(100)
+    for number in range(FEWEST):
+        for wait, more in ((2 * ASLEEP, 2e-4), (ASLEEP / 2, 0.0)):
+            operation = Operation(Compute.EXPERT, 0, number, tokens=number)
+            calibration.bubble(Span("compute", operation, 1.0, 1.0 + wait))
+            calibration.span(Span("compute", operation, 1.0 + wait, 1.0 + wait + 3e-4 + more + 1e-8 * number))
+    rates = calibration.rates(model(), NOMINAL, 0.0, 0.0)
+    assert rates.wake == pytest.approx(2e-4, rel=0.05)
+    alone = calibrated(100).rates(model(), NOMINAL, 0.0, 0.0)
+    assert alone.wake == 0
+    assert rates.step == pytest.approx(alone.step, rel=0.05)
 
 
 def test_what_reading_costs_experts_is_not_charged_twice() -> None:

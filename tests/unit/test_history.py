@@ -71,6 +71,18 @@ def test_the_median_of_the_last_runs_rates_counts(tmp_path: Path, model: Path) -
     assert history.rates == RATES._replace(disk=1e9)
 
 
+def test_what_another_version_kept_is_not_taken_for_ours(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr("klotski.executors.history.KEPT", ("disk", "compute"))
+        History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
+    history = History(str(tmp_path / "history"), "m", model)
+    assert history.rates is None
+    history.keep(learned(), RATES)
+    assert History(str(tmp_path / "history"), "m", model).rates == RATES
+
+
 def test_a_run_that_read_nothing_leaves_the_rates_of_others(tmp_path: Path, model: Path) -> None:
     History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
     History(str(tmp_path / "history"), "m", model).keep(learned(), None)

@@ -118,7 +118,8 @@ def test_a_sweep_that_fetches_blocks_at_their_turn_takes_the_sum() -> None:
     work = Work(64, 64, 4, 64 * 96)
 
     def seconds(overlaps: bool, slots: int) -> tuple[float, float, float]:
-        sweep = Costs(facts, demand, NOMINAL, overlaps).sweep(work, slots, lambda _: Use(10**8, 10**9, 16))
+        wishes = Wishes(on_demand=OnDemand.eager if overlaps else OnDemand.lazy)
+        sweep = Costs(facts, demand, NOMINAL, wishes).sweep(work, slots, lambda _: Use(10**8, 10**9, 16))
         return sweep.total, sweep.disk, sweep.arithmetic
 
     for total, disk, arithmetic in (seconds(False, 4), seconds(True, 1)):

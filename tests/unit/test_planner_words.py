@@ -13,7 +13,7 @@ from klotski import schema
 from klotski.app import config_folder
 from klotski.core import OnDemand, Prefetch, Residents
 from klotski.executors.planning import choose_rates
-from klotski.planner import NOMINAL, Demand, ModelFacts, Plan, Rates, Wishes, explain, show_plan
+from klotski.planner import NOMINAL, Costs, Demand, ModelFacts, Plan, Rates, Wishes, explain, show_plan
 from klotski.planner.conditions import Condition, Conditions, inequalities
 from klotski.planner.memory import Candidate
 from klotski.planner.search import Appraiser
@@ -48,7 +48,7 @@ def test_the_inequalities_have_the_papers_sides() -> None:
     facts = model(experts=(8, 8), **BOTH)
     wishes = Wishes(n_batches=4, batch_size=16, residents=Residents.none)
     question = Question(facts, MANY, wishes)
-    costs = Appraiser(question.terms(10**9)).costs
+    costs = Costs(facts, MANY, wishes=wishes)
     router, hot, first, whole = question.plan(10**9).conditions.each
     arrival = 10**7 / NOMINAL.disk
     expert = costs.experts(64, 16) / 16

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from klotski.core import Block, Residents
@@ -32,6 +32,11 @@ class Transfers:
     st.lists(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(["request", "arrive", "release", "drop"]))),
     st.sets(st.sampled_from(BLOCKS)),
     st.fixed_dictionaries({kind: st.integers(1, 3) for kind in SlotKind}),
+)
+@example(
+    [(Block(0, 1), "request"), (Block(0, 0), "request"), (Block(0, 0), "arrive")],
+    set(),
+    {SlotKind.DENSE: 1, SlotKind.EXPERT: 2},
 )
 @examples(150)
 def test_any_sequence_of_requests_and_releases_leaves_every_slot_accounted_for(

@@ -3,16 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klotski.core import Block, LaneName, Request
+from klotski.core import Block, LaneName, Operation, Request, Routing
 from klotski.errors import WorkloadError
-from klotski.lanes import VirtualClock
+from klotski.lanes import Event, VirtualClock, VirtualLane
+from klotski.pipeline import RoutingTable
 from klotski.planner import Rates
-from klotski.simulation import DrawnRouters, RecordedRouters, Supply, SyntheticBatch
-from klotski.simulation.supply import WINDOW
+from klotski.planner.memory import WINDOW
+from klotski.simulation import DrawnRouters, HostCaches, RecordedRouters, Supply, SyntheticBatch
 from tests.unit.fakes import Sink, examples
 from tests.unit.questions import model
 
@@ -31,6 +33,13 @@ def batch(*lengths: tuple[int, int], prefill: int = 1000, ended: list[str] | Non
     return SyntheticBatch(
         0, requests(*lengths), EXPERTS, routers, prefill, 10, lambda each: heard.append(each.id), spares=True
     )
+
+
+def seen(shares: Sequence[float]) -> RoutingTable:
+    """What runs would have learned of a single layer, if its tokens had used its experts so often."""
+    table = RoutingTable((len(shares),))
+    table.shares[0] = np.array(shares)
+    return table
 
 
 def steps(one: SyntheticBatch) -> list[tuple[int, bool, list[int]]]:
@@ -82,7 +91,7 @@ def test_pairs_are_those_of_a_causal_mask() -> None:
 def test_every_token_chooses_as_many_experts_as_the_router_says(
     tokens: int, top_k: int, shares: Sequence[float] | None
 ) -> None:
-    routers = DrawnRouters((6,), top_k, None if shares is None else [shares])
+    routers = DrawnRouters((6,), top_k, None if shares is None else seen(shares))
     routing = routers.ask(0, 0, tokens)
     assert all(0 <= count <= tokens for count in routing.counts)
     if routing.choices is not None:
@@ -91,8 +100,25 @@ def test_every_token_chooses_as_many_experts_as_the_router_says(
 
 
 def test_routers_favour_what_was_favoured() -> None:
-    counts = DrawnRouters((4,), 1, [[0.7, 0.1, 0.1, 0.1]]).ask(0, 0, 10_000).counts
-    assert counts[0] / sum(counts) == pytest.approx(0.7, abs=0.02)
+    routers = DrawnRouters((4,), 1, seen([0.7, 0.1, 0.1, 0.1]))
+    for tokens in (10_000, 250):
+        counts = np.sum([routers.ask(0, 0, tokens).counts for _ in range(20)], axis=0)
+        assert counts[0] / sum(counts) == pytest.approx(0.7, abs=0.03)
+
+
+def test_a_token_goes_where_others_went_that_came_from_the_same_expert() -> None:
+    table = RoutingTable((4, 4))
+    ways = np.random.default_rng(0).integers(0, 4, (250, 1))
+    for _ in range(20):
+        for layer, choices in enumerate((ways, (ways + 1) % 4)):
+            table.observe(layer, {0: Routing(tuple(np.bincount(choices.ravel(), minlength=4).tolist()), choices)})
+    routers = DrawnRouters((4, 4), 1, table)
+    first, second = (routers.ask(7, layer, 200).choices for layer in (0, 1))
+    assert first is not None and second is not None
+    assert np.mean((first + 1) % 4 == second) > 0.9
+    other = routers.ask(8, 1, 200).choices
+    assert other is not None
+    assert np.mean((first + 1) % 4 == other) < 0.5
 
 
 def test_the_same_seed_says_the_same() -> None:
@@ -126,6 +152,54 @@ def test_a_recording_that_cannot_be_read_is_refused(tmp_path: Path, content: str
         RecordedRouters(file, (0, 2))
 
 
+class TestHostCaches:
+    """A batch of two sequences, of 5 bytes of keys and values for a token in each of two layers."""
+
+    RATES = Rates(100.0, 1e9, "test", link=10.0, back=20.0)
+
+    def caches(self, slots: int) -> tuple[Sink, VirtualClock, Supply, HostCaches, SyntheticBatch]:
+        sink, clock = Sink(), VirtualClock()
+        facts = model(kv_bytes=10)
+        supply = Supply(facts, self.RATES, [Block(0, 0)], 10**6, sink, clock)
+        one = batch((5, 3), (5, 3))
+        caches = HostCaches(facts, self.RATES, slots, supply.wire, sink, clock, {0: one})
+        return sink, clock, supply, caches, one
+
+    def test_a_prompt_brings_nothing_and_sends_all_of_itself_back(self) -> None:
+        sink, clock, supply, caches, one = self.caches(1)
+        caches.bring(one, 0)
+        assert caches.arrival(one) == ()
+        caches.release(one, done(clock))
+        caches.close()
+        supply.close()
+        assert [(span.lane, span.operation.nbytes, span.end) for span in sink.spans] == [(LaneName.KV_OUT, 50, 2.5)]
+
+    def test_what_is_cached_goes_before_blocks_that_wait_and_its_slot_is_free_once_it_is_back(self) -> None:
+        sink, clock, supply, caches, one = self.caches(1)
+        one.seen = 4  # tokens of each
+        blocks = [supply.bring(Block(0, 0), 0, ()) for _ in range(2)]
+        caches.bring(one, 1)
+        for event in caches.arrival(one):
+            event.wait()
+        assert clock() == 50 + 4
+        assert not blocks[1].is_done()
+        caches.release(one, done(clock))
+        caches.bring(one, 0)
+        for event in caches.arrival(one):
+            event.wait()
+        caches.close()
+        supply.close()
+        back = next(span for span in sink.spans if span.lane == LaneName.KV_OUT)
+        again = [span for span in sink.spans if span.lane == LaneName.KV_IN][1]
+        assert again.begin >= back.end
+
+
+def done(clock: VirtualClock) -> Event:
+    """Something that has ended by now."""
+    lane = VirtualLane("other", Sink(), clock, lambda operation: 0.0)
+    return lane.submit(Operation("nothing", 0), lambda: None)
+
+
 class TestSupply:
     RATES = Rates(100.0, 1e9, "test", link=1000.0, start=0.0)
 
@@ -134,16 +208,18 @@ class TestSupply:
         supply = Supply(model(), self.RATES._replace(link=None), [], 0, sink, clock)
         supply.bring(Block(0, 1), 0, ()).wait()
         assert clock() == 500 / 100
+        supply.close()
         assert [span.lane for span in sink.spans] == [LaneName.DISK]
 
     def test_what_cpu_memory_holds_comes_over_the_link_and_the_rest_over_both(self) -> None:
         sink, clock = Sink(), VirtualClock()
         order = [Block(0, 0), Block(0, 1)]
-        supply = Supply(model(), self.RATES, order, 500 * (WINDOW + 1), sink, clock)
+        supply = Supply(model(), self.RATES, order, 500, sink, clock)
         supply.bring(Block(0, 0), 0, ()).wait()
         assert clock() == 0.5
         supply.bring(Block(0, 1), 0, ()).wait()
         assert clock() == 0.5 + 5 + 0.5
+        supply.close()
         assert [span.lane for span in sink.spans] == [LaneName.LINK, LaneName.DISK, LaneName.LINK]
 
     def test_no_more_is_read_ahead_than_there_is_room_for(self) -> None:
@@ -151,6 +227,7 @@ class TestSupply:
         supply = Supply(model(), self.RATES._replace(disk=1e6, link=1.0), [], 0, sink, clock)
         for _ in range(WINDOW + 1):
             supply.bring(Block(0, 1), 0, ())
+        supply.close()
         reads = [span for span in sink.spans if span.lane == LaneName.DISK]
         links = [span for span in sink.spans if span.lane == LaneName.LINK]
         assert reads[-1].begin == links[0].end

@@ -8,6 +8,7 @@ that log; that blocks are there when they are used, the store asserts as it goes
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import cycle, product
 
@@ -28,7 +29,7 @@ from klotski.core import (
     SweepReport,
 )
 from klotski.lanes import Clock, Event, InlineLane, Lane, ThreadLane
-from klotski.pipeline import Policy, Predictor, RoutingTable, Sweeper, create_predictor, run_group
+from klotski.pipeline import CachesAtHand, Policy, Predictor, RoutingTable, Sweeper, create_predictor, run_group
 from klotski.weights.residency import Residency, SlotKind
 from tests.unit.fakes import (
     BEHIND,
@@ -36,6 +37,7 @@ from tests.unit.fakes import (
     Counts,
     Entry,
     FakeBatch,
+    FakeCaches,
     FakeStore,
     LateLane,
     Sink,
@@ -72,6 +74,7 @@ class Scenario:
     scored: int = 2
     residents: frozenset[Block] = frozenset()
     cache: Residents = Residents.none
+    kv_slots: int = 0  # 0: keys and values stay
     prediction: Prediction = Prediction.popularity
     late: tuple[int, ...] = (0,)  # operations that the disk ends, or 0.1 ms that everyone takes, each time
 
@@ -139,12 +142,16 @@ def popularity(experts: tuple[int, ...]) -> Predictor:
     return create_predictor(Prediction.popularity, RoutingTable(experts))
 
 
-def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callable[[], None]) -> Story:
+def play(scenario: Scenario, disk: Lane, kv: Lane, clock: Clock, sink: Sink, pause: Callable[[], None]) -> Story:
     story = Story(sink=sink)
     slots = {SlotKind.DENSE: scenario.dense_slots, SlotKind.EXPERT: scenario.expert_slots}
     store = FakeStore(slots, scenario.residents, disk, story.log, pause, scenario.lent_slots, scenario.cache)
 
+    caches = FakeCaches(scenario.kv_slots, kv) if scenario.kv_slots else None
+
     def visit(entry: Entry) -> None:
+        if caches is not None and entry.what == "attention":
+            caches.use(entry.batch, entry.layer)
         if entry.layer != BEHIND:
             store.use(Block(entry.layer))  # a batch leaves the layer on the dense part, too
         story.log.append(entry)
@@ -161,6 +168,7 @@ def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callab
         store.residency,
         compute,
         CheckingWorker(store, story.log, scenario.few),
+        caches or CachesAtHand(),
         scenario.few,
         scenario.scored,
     )
@@ -168,6 +176,8 @@ def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callab
         FakeBatch(index, steps, visit, scenario.prompt(index)) for index, steps in enumerate(scenario.batches)
     ]
     run_group(iter(story.batches), scenario.n, scenario.prefill_tokens, sweeper, compute, clock, on_sweep)
+    if caches is not None:
+        caches.close()
     story.prefetch, story.held = sweeper.prefetch, store.residency.held()
     story.under_way = sum(entry.what == "bring" for entry in story.log) - sum(
         span.lane == "disk" for span in sink.spans
@@ -178,19 +188,22 @@ def play(scenario: Scenario, disk: Lane, clock: Clock, sink: Sink, pause: Callab
 def play_late(scenario: Scenario) -> Story:
     """On a disk that ends the next few operations during each use of a block, and else when waited for."""
     sink, clock = Sink(), ticks()
-    disk = LateLane("disk", sink, clock)
+    disk, kv = LateLane("disk", sink, clock), LateLane("kv", sink, clock)
     late = cycle(scenario.late)
-    return play(scenario, disk, clock, sink, lambda: disk.advance(next(late)))
+
+    def pause() -> None:
+        disk.advance(next(late))
+        kv.advance(next(late))
+
+    return play(scenario, disk, kv, clock, sink, pause)
 
 
 def play_threaded(scenario: Scenario) -> Story:
     sink = Sink()
-    disk = ThreadLane("disk", sink, time.monotonic)
+    disk, kv = ThreadLane("disk", sink, time.monotonic), ThreadLane("kv", sink, time.monotonic)
     late = cycle(scenario.late)
-    try:
-        return play(scenario, disk, time.monotonic, sink, lambda: time.sleep(next(late) / 10_000))
-    finally:
-        disk.close()
+    with closing(disk), closing(kv):
+        return play(scenario, disk, kv, time.monotonic, sink, lambda: time.sleep(next(late) / 10_000))
 
 
 # What must hold, read off the story.
@@ -211,6 +224,21 @@ def check_computed_once_and_in_order(scenario: Scenario, story: Story) -> None:
             assert sorted(entry.expert for entry in entries if entry.what == "expert") == needed
             for what in ("attention", "finish") if count else ("attention",):
                 assert [entry.batch for entry in entries if entry.what == what] == group
+
+
+def check_all_are_here(scenario: Scenario, story: Story) -> None:
+    """Batch after batch, no expert is sent for between a layer's first product and its last, but for want of slots."""
+    if scenario.policy.order is not Order.batch or scenario.policy.on_demand is OnDemand.lazy:
+        return
+    if scenario.expert_slots < max(scenario.experts) or scenario.cache is not Residents.none:
+        return
+    if len(scenario.experts) == 1:
+        return  # what comes for the next sweep is the same layer's
+    entered: int | None = None
+    for entry in story.log:
+        if entry.what in ("gather", "combine"):
+            entered = entry.layer if entry.what == "gather" else None
+        assert not (entry.what == "bring" and entry.layer == entered and not entry.block.is_dense)
 
 
 def check_moved_once(scenario: Scenario, story: Story) -> None:
@@ -291,6 +319,7 @@ def check_group(scenario: Scenario, story: Story) -> None:
 
 def check_all(scenario: Scenario, story: Story) -> None:
     check_computed_once_and_in_order(scenario, story)
+    check_all_are_here(scenario, story)
     check_moved_once(scenario, story)
     check_group(scenario, story)
     for layer in story.prefetch:
@@ -358,6 +387,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         few=draw(st.sampled_from([0, 2, 4, 10, 1000])),
         scored=draw(st.integers(1, 4)),
         cache=draw(st.sampled_from([Residents.none, Residents.lru, Residents.lfu])),
+        kv_slots=draw(st.integers(0, 4)),
         prediction=draw(st.sampled_from(list(Prediction))),
         late=tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))),
     )
@@ -404,7 +434,7 @@ def test_the_same_run_takes_the_same_course(scenario: Scenario) -> None:
 @examples(80)
 def test_where_everything_stays_the_order_of_experts_is_the_policys(scenario: Scenario, order: Order) -> None:
     policy = replace(scenario.policy, on_demand=OnDemand.eager, order=order)
-    scenario = replace(scenario, policy=policy, residents=frozenset(scenario.blocks))
+    scenario = replace(scenario, policy=policy, residents=frozenset(scenario.blocks), kv_slots=0)
     story = play_late(scenario)
     check_all(scenario, story)
     assert not [entry for entry in story.log if entry.what == "bring"]
@@ -557,6 +587,7 @@ def test_a_sweeper_that_was_closed_may_sweep_again() -> None:
         store.residency,
         compute,
         CheckingWorker(store, log),
+        CachesAtHand(),
     )
     for run in range(3):
         batch = FakeBatch(0, [[only(run + step, 5)] for step in range(3)], log.append)
@@ -609,7 +640,7 @@ def test_a_block_that_cannot_be_read_ends_the_sweep_with_the_disks_error(lost: B
 
     residency = Residency({SlotKind.DENSE: 2, SlotKind.EXPERT: 2}, (), bring)
     compute = InlineLane("compute", sink, ticks())
-    sweeper = Sweeper((2, 2), EAGER, popularity((2, 2)), residency, compute, Worker())
+    sweeper = Sweeper((2, 2), EAGER, popularity((2, 2)), residency, compute, Worker(), CachesAtHand())
     batch = FakeBatch(0, constant([1, 1], (2, 2), 1), lambda entry: None)
     with pytest.raises(LostError):
         run_group(iter([batch]), 1, 100, sweeper, compute, ticks(), lambda report: None)

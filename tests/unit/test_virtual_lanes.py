@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klotski.core import Operation
-from klotski.lanes import Event, VirtualClock, VirtualComputeLane, VirtualLane
+from klotski.lanes import ASLEEP, Event, VirtualClock, VirtualComputeLane, VirtualLane, VirtualWire
 from tests.unit.fakes import Sink, examples
 
 
@@ -28,6 +28,7 @@ class Machine:
         return self.compute.submit(Operation("work", 0, tokens=tokens), lambda: None, after)
 
     def spans(self, lane: str) -> list[tuple[float, float]]:
+        self.disk.close()
         return [(span.begin, span.end) for span in self.sink.spans if span.lane == lane]
 
 
@@ -62,6 +63,16 @@ def test_waiting_for_what_has_been_takes_no_time() -> None:
     assert machine.clock() == 5
 
 
+def test_after_a_long_wait_an_operation_takes_longer() -> None:
+    sink, clock = Sink(), VirtualClock()
+    disk = VirtualLane("disk", sink, clock, lambda operation: operation.nbytes * ASLEEP)
+    compute = VirtualComputeLane("compute", sink, clock, lambda operation: 1.0, wake=0.25)
+    for nbytes, seconds in ((1, 1.0), (2, 1.25)):
+        arrival = disk.submit(Operation("read", 0, nbytes=nbytes), lambda: None)
+        compute.submit(Operation("work", 0), lambda: None, [arrival])
+        assert sink.spans[-1].end - sink.spans[-1].begin == pytest.approx(seconds)
+
+
 def test_the_clock_never_runs_backwards() -> None:
     clock = VirtualClock()
     clock.advance(3)
@@ -78,6 +89,7 @@ def run(jobs: list[tuple[int, int, bool]]) -> Machine:
     for nbytes, tokens, waits in jobs:
         arrival = machine.read(nbytes)
         machine.work(tokens, *([arrival] if waits else []))
+    machine.disk.close()
     return machine
 
 
@@ -119,3 +131,69 @@ def test_times_are_those_of_simpy(jobs: list[tuple[int, int, bool]]) -> None:
     world.process(host())
     world.run()
     assert [end for _, end in run(jobs).spans("compute")] == pytest.approx(ends)
+
+
+ODD = 0.0377  # seconds
+
+
+class TestAWire:
+    """Two lanes that share one: caches go before blocks."""
+
+    def lanes(self) -> tuple[Sink, VirtualClock, VirtualLane, VirtualLane]:
+        sink, clock = Sink(), VirtualClock()
+        wire = VirtualWire(sink, clock)
+        blocks, caches = (
+            VirtualLane(name, sink, clock, lambda operation: float(operation.nbytes), 0.0, wire, rank)
+            for name, rank in (("blocks", 0), ("caches", -1))
+        )
+        return sink, clock, blocks, caches
+
+    def send(self, lane: VirtualLane, nbytes: int) -> Event:
+        return lane.submit(Operation("send", 0, nbytes=nbytes), lambda: None)
+
+    def test_what_goes_first_waits_for_what_has_begun_and_puts_off_the_rest(self) -> None:
+        sink, clock, blocks, caches = self.lanes()
+        self.send(blocks, 2)
+        late = self.send(blocks, 3)
+        self.send(caches, 4).wait()
+        assert clock() == 6
+        assert not late.is_done()
+        late.wait()
+        assert clock() == 9
+        blocks.close()
+        assert [(span.lane, span.begin, span.end) for span in sink.spans] == [
+            ("blocks", 0, 2),
+            ("caches", 2, 6),
+            ("blocks", 6, 9),
+        ]
+
+    @given(st.lists(st.tuples(st.booleans(), st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=25))
+    @examples(100)
+    def test_times_are_those_of_simpy(self, jobs: list[tuple[bool, int, int]]) -> None:
+        """Each is sent, on one lane or the other, and then so much time passes."""
+        world = simpy.Environment()
+        wire = simpy.PriorityResource(world)
+        expected: list[tuple[str, float, float]] = []
+
+        def carry(name: str, nbytes: int) -> Generator[simpy.Event]:
+            with wire.request(priority=-1 if name == "caches" else 0) as turn:
+                yield turn
+                begin = world.now
+                yield world.timeout(nbytes)
+                expected.append((name, begin, world.now))
+
+        def host() -> Generator[simpy.Event]:
+            for first, nbytes, pause in jobs:
+                world.process(carry("caches" if first else "blocks", nbytes))
+                yield world.timeout(pause + ODD)  # so that nothing is sent at the very moment at which something ends
+
+        world.process(host())
+        world.run()
+        sink, clock, blocks, caches = self.lanes()
+        for first, nbytes, pause in jobs:
+            self.send(caches if first else blocks, nbytes)
+            clock.advance(clock() + pause + ODD)
+        blocks.close()
+        assert [span.lane for span in sink.spans] == [name for name, _, _ in expected]
+        assert [span.begin for span in sink.spans] == pytest.approx([begin for _, begin, _ in expected])
+        assert [span.end for span in sink.spans] == pytest.approx([end for _, _, end in expected])

@@ -1,0 +1,121 @@
+"""Who a sweep deals with: batches, the worker on the compute lane, and where keys and values are."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from klotski.core import Routing
+from klotski.lanes import Event
+
+__all__ = ["Batch", "Caches", "CachesAtHand", "Worker"]
+
+
+class Batch(Protocol):
+    """Sequences decoded together: a coroutine that stops where the pipeline has to choose."""
+
+    index: int
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that it has, with those that have ended."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence has ended; never true inside a sweep."""
+
+    @property
+    def is_prefilling(self) -> bool:
+        """Whether the step that it is in reads prompts, rather than one new token of each sequence."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that go through the layers in the step that it is in."""
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of one of these tokens and one that it looks at, in all layers."""
+
+    @property
+    def spared(self) -> int:
+        """Those of these tokens of which the last layer only keeps keys and values."""
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens that its sequences have been given so far; padding after an end does not count."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of its KV cache, or of whatever state its layers keep."""
+
+    @property
+    def routing(self) -> Routing | None:
+        """What it asks for, if it has stopped at a layer's experts; None at a layer's entry."""
+
+    @property
+    def outlook(self) -> Sequence[float] | None:
+        """At a layer's entry, tokens that its router would give each expert already; None: it was not asked."""
+
+    @property
+    def is_scoring(self) -> bool:
+        """Whether it has stopped behind the last layer, where its next tokens are to be scored."""
+
+    def resume(self) -> None:
+        """Go on to the next stop: the layer's experts, the next layer, the head, or the end."""
+
+
+class Worker(Protocol):
+    """Does what operations on the compute lane stand for."""
+
+    def enter(self, layer: int) -> None:
+        """The layer's dense part is here: make the model use it."""
+
+    def gather(self, layer: int, group: Sequence[Batch]) -> None:
+        """Sort the tokens of all batches by the experts that they chose."""
+
+    def compute(self, layer: int, expert: int) -> None:
+        """Compute one expert over its tokens."""
+
+    def combine(self, layer: int) -> None:
+        """Sum the experts' outputs and hand each batch its own."""
+
+    def score(self, batches: Sequence[Batch]) -> None:
+        """Give each of these batches the scores of its next tokens."""
+
+
+class Caches(Protocol):
+    """Where the keys and values of batches are; one layer's at a time are brought to where arithmetic happens.
+
+    `ahead`: how many may be brought before their turn. Each is brought, used once, and released, in one order.
+    """
+
+    ahead: int
+
+    def bring(self, batch: Batch, layer: int) -> None:
+        """Begin to bring what a batch keeps of a layer."""
+
+    def arrival(self, batch: Batch) -> tuple[Event, ...]:
+        """What the batch's attention has to wait for, in the layer that was brought for it."""
+
+    def release(self, batch: Batch, use: Event) -> None:
+        """What was brought has been used, and added to: after `use` that goes back."""
+
+    def close(self) -> None:
+        """No batch is under way any more."""
+
+
+class CachesAtHand:
+    """Keys and values stay where arithmetic happens, so that nothing has to be moved."""
+
+    ahead = 0
+
+    def bring(self, batch: Batch, layer: int) -> None:
+        """Nothing."""
+
+    def arrival(self, batch: Batch) -> tuple[Event, ...]:
+        """Nothing to wait for."""
+        return ()
+
+    def release(self, batch: Batch, use: Event) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

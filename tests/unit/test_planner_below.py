@@ -1,0 +1,91 @@
+"""Where arithmetic happens on a GPU: what lies below it, what moves, and which of it is worth buying."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from klotski.core import Prefetch, Products
+from klotski.planner import Budget, Costs, Demand, Plan, Rates, Terms, Wishes, explain, make_plan
+from klotski.planner.costs import Work
+from klotski.planner.memory import KV_SLOTS, window_bytes
+from klotski.planner.streaming import Use
+from tests.unit.fakes import examples
+from tests.unit.questions import model
+
+GPU = Rates(
+    disk=1e9, compute=1e13, reason="test", link=2e10, back=2e10, memory=5e11, product=5e11, turn=1e-4, step=1e-5
+)
+FACTS = model(
+    experts=(8,) * 4,
+    dense=10**6,
+    expert=10**7,
+    kv_bytes=4 * 10**4,
+    dense_flops=10**7,
+    expert_flops=10**8,
+    head_flops=10**7,
+)
+MANY = Demand([(64, 32)] * 512)
+
+
+def plan(host: int, device: int = 10**9, wishes: Wishes = Wishes(), demand: Demand = MANY) -> Plan:  # noqa: B008
+    return make_plan(Terms(FACTS, demand, Budget(device, "test", host=host), wishes, GPU))
+
+
+def test_keys_and_values_move_where_that_lets_more_sequences_share_an_arrival() -> None:
+    small = plan(10**11, device=150_000_000)
+    assert small.kv_slots == KV_SLOTS
+    assert small.host_memory["kv_cache"] == small.sequences * 96 * FACTS.kv_bytes
+    assert small.memory["kv_cache"] < small.host_memory["kv_cache"]
+    stays = plan(10**11, device=150_000_000, wishes=Wishes(kv_moves=False))
+    assert stays.kv_slots == 0
+    assert small.forecast.seconds < stays.forecast.seconds
+
+
+def test_a_large_device_keeps_them() -> None:
+    large = plan(10**11, device=10**11)
+    assert large.kv_slots == 0
+    assert large.host_memory["kv_cache"] == 0
+
+
+def test_without_a_gpu_nothing_moves() -> None:
+    terms = Terms(FACTS, MANY, Budget(10**9, "test", host=10**11), Wishes(), GPU._replace(link=None, back=None))
+    found = make_plan(terms)
+    assert (found.kv_slots, found.host_memory) == (0, {})
+
+
+@given(st.integers(0, 10**9), st.integers(80_000_000, 10**9), st.sampled_from([None, True, False]))
+@examples(60)
+def test_what_lies_below_fits_there(host: int, device: int, moves: bool | None) -> None:
+    host += window_bytes(FACTS) + 4 * 10**8
+    found = plan(host, device, Wishes(kv_moves=moves), Demand([(64, 32)] * 8))
+    assert sum(found.host_memory.values()) <= host
+    assert sum(found.memory.values()) <= device
+    assert moves is None or bool(found.kv_slots) == moves
+
+
+def test_more_memory_below_saves_the_disk() -> None:
+    stays = Wishes(kv_moves=False)
+    seconds = [plan(host, 10**8, stays).forecast.seconds for host in (10**8, 2 * 10**8, 10**9)]
+    assert seconds[0] > seconds[1] > seconds[2]
+
+
+def test_it_says_when_memory_below_is_what_is_missing() -> None:
+    terms = Terms(FACTS, MANY, Budget(10**8, "test", host=10**8), Wishes(kv_moves=False), GPU)
+    said = explain(make_plan(terms), terms)
+    assert said.startswith("The disk sets the pace")
+    assert "with 1GB more CPU memory" in said
+
+
+def sweep(wishes: Wishes, *, moves: bool = False) -> float:
+    costs = Costs(FACTS, MANY, GPU, wishes, 10**12, moves)
+    return costs.sweep(Work(256, 256, 16, 256 * 80), 10, lambda tokens: Use(4e6, 3.2e8, 32)).total
+
+
+def test_what_other_engines_do_takes_longer() -> None:
+    ours = sweep(Wishes())
+    assert sweep(Wishes(products=Products.batch)) > ours
+    assert sweep(Wishes(prefetch=Prefetch.sublayer)) > ours
+
+
+def test_keys_and_values_that_move_take_their_time_on_the_way() -> None:
+    assert sweep(Wishes(), moves=True) == pytest.approx((3.24e8 + 256 * 80 * FACTS.kv_bytes) / 2e10, rel=0.05)
