@@ -1,5 +1,7 @@
 """Config in, run, results out."""
 
+import atexit
+import gc
 import logging
 import os
 import signal
@@ -30,6 +32,7 @@ INTERRUPTED = 130  # the shell's status for a process that Ctrl-C ended
 def main() -> int:
     """The command `klotski`; returns the exit status."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra hands its errors on, to be told in one sentence
+    atexit.register(gc.freeze)  # else Python looks for garbage once more, through all of torch: up to a second
     logging.raiseExceptions = False  # a full disk ends in one sentence, not in one traceback for each line of the log
     schema.register(config_folder())
     failures: list[KlotskiError] = []

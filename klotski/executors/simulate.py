@@ -1,15 +1,14 @@
 """The same sweep on virtual lanes: nothing is read and nothing computed, and everything takes its time."""
 
-import gc
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
 from klotski.core import LaneName, Request, SweepReport
 from klotski.executors.account import Account
+from klotski.executors.base import uncollected
 from klotski.executors.planning import describe
 from klotski.executors.task import Task, make_sweeper, prepare
 from klotski.lanes import VirtualClock, VirtualComputeLane
@@ -48,28 +47,16 @@ class SimulatedExecutor:
         """Open the model's shape, read the workload, plan, and sweep in virtual time."""
         logger.warning("predicted, not run: %s", self._reason)
         totals.reason = self._reason
-        task = prepare(config, log, is_predicted=True)
-        totals.plan = task.plan.as_dict()
-        log.plan(totals.plan)
-        describe(config, task.model, task.plan, len(task.requests))
-        if config.dry_run:
-            show_plan(task.plan, task.facts, Console())
-            return
-        logger.info("%s", task.plan.explanation)
         with uncollected():
+            task = prepare(config, log, is_predicted=True)
+            totals.plan = task.plan.as_dict()
+            log.plan(totals.plan)
+            describe(config, task.model, task.plan, len(task.requests))
+            if config.dry_run:
+                show_plan(task.plan, task.facts, Console())
+                return
+            logger.info("%s", task.plan.explanation)
             simulate(config, task, log, recorder, totals)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Leave out the search for garbage that refers to itself: a quarter of the time, for next to none of it."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:

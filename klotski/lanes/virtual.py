@@ -7,7 +7,6 @@ lane, and where the compute lane works; the same operations take the same time t
 from collections import deque
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import NamedTuple
 
 from klotski.core import Operation, Span
 from klotski.lanes.base import Event, Lane, SpanSink
@@ -55,22 +54,32 @@ class _Ending:
         self._clock.advance(self.end)
 
 
-class _Waiting(NamedTuple):
+class _Carried(_Ending):
     """An operation that has not begun. `ready`: when it could; `start`: what it takes longer after a rest."""
 
-    rank: int
-    lane: str
-    operation: Operation
-    ready: float
-    seconds: float
-    start: float
-    ending: _Ending
+    __slots__ = ("lane", "operation", "rank", "ready", "seconds", "start")
 
-    def ends(self, free: float) -> float:
-        """When it will have ended, on a wire that is free since then."""
-        if self.ready > free:
-            return self.ready + self.seconds + self.start
-        return free + self.seconds
+    def __init__(
+        self,
+        clock: VirtualClock,
+        rank: int,
+        lane: str,
+        operation: Operation,
+        ready: float,
+        seconds: float,
+        start: float,
+    ) -> None:
+        self._clock = clock
+        self.rank = rank
+        self.lane = lane
+        self.operation = operation
+        self.ready = ready
+        self.seconds = seconds
+        self.start = start
+
+    def follow(self, free: float) -> None:
+        """Go on a wire that is free since then."""
+        self.end = self.ready + self.seconds + self.start if self.ready > free else free + self.seconds
 
 
 class VirtualWire:
@@ -84,7 +93,7 @@ class VirtualWire:
     def __init__(self, sink: SpanSink, clock: VirtualClock) -> None:
         self._sink = sink
         self._time = clock
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Carried] = deque()
         self._free = 0.0  # when the last one that has begun will have ended
 
     @property
@@ -99,18 +108,17 @@ class VirtualWire:
         `ready`: when it could begin; `start`: seconds that it takes longer if the wire was at rest.
         """
         self._settle(self._time.now)
-        waiting, ending = self._waiting, _Ending(self._time, 0.0)
-        entry = _Waiting(rank, lane, operation, ready, seconds, start, ending)
+        waiting, carried = self._waiting, _Carried(self._time, rank, lane, operation, ready, seconds, start)
         behind = []
         while waiting and waiting[-1].rank > rank:
             behind.append(waiting.pop())
-        ending.end = entry.ends(waiting[-1].ending.end if waiting else self._free)
-        waiting.append(entry)
+        carried.follow(waiting[-1].end if waiting else self._free)
+        waiting.append(carried)
         while behind:
             other = behind.pop()
-            other.ending.end = other.ends(waiting[-1].ending.end)
+            other.follow(waiting[-1].end)
             waiting.append(other)
-        return ending
+        return carried
 
     def close(self) -> None:
         """Let all that waits have its time."""
@@ -125,7 +133,7 @@ class VirtualWire:
             if begin > now:
                 return
             waiting.popleft()
-            self._free = first.ending.end
+            self._free = first.end
             self._sink.span(Span(first.lane, first.operation, begin, self._free))
 
 

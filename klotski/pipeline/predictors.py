@@ -40,7 +40,8 @@ class Popularity(Predictor):
 
     def scores(self, layer: int) -> Sequence[float]:
         """The share of tokens of each expert."""
-        return list(self.table.popularity(layer))
+        shares: list[float] = self.table.popularity(layer).tolist()
+        return shares
 
 
 class Correlation(Predictor):
@@ -48,7 +49,8 @@ class Correlation(Predictor):
 
     def scores(self, layer: int) -> Sequence[float]:
         """The votes of the group's tokens."""
-        return list(self.table.votes(layer))
+        votes: list[float] = self.table.votes(layer).tolist()
+        return votes
 
 
 class Lookahead(Correlation):

@@ -85,13 +85,15 @@ class RoutingTable:
         tokens = np.concatenate(list(before.values()))
         voters = tokens[:: -(-len(tokens) // VOTERS)]
         usual = np.maximum(self.shares[layer] / max(self.shares[layer].sum(), RARE), RARE)
-        beliefs = np.tile(np.log(usual), (len(voters), 1))  # [T, E]
-        evidence = np.log(self._lift(layer))
+        # How much likelier than after any expert each is after this one, but for a factor that all of a row share.
+        lift = np.divide(self.pairs[layer], self._after_any(layer), dtype=np.float32, casting="same_kind")
+        evidence = np.log(lift + np.float32(DOUBT))
+        beliefs = np.tile(np.log(usual).astype(np.float32), (len(voters), 1))  # [T, E]
         for rank in range(voters.shape[1]):
             beliefs += evidence[voters[:, rank]]
         beliefs = np.exp(beliefs - beliefs.max(axis=1, keepdims=True))
         beliefs /= beliefs.sum(axis=1, keepdims=True)
-        votes: Counts = beliefs.sum(axis=0) * (self._top_k * len(tokens) / len(voters))
+        votes: Counts = beliefs.sum(axis=0, dtype=np.float64) * (self._top_k * len(tokens) / len(voters))
         return votes
 
     def rows(self, layer: int) -> Counts:
@@ -128,11 +130,6 @@ class RoutingTable:
         """What each batch chose in the layer before, if that was the one seen last."""
         return self._choices.get(self.before.get(layer, layer), {})
 
-    def _lift(self, layer: int) -> Counts:
-        """How much likelier than after any expert each of a layer is after each of the layer before: [E before, E]."""
-        lift: Counts = self.rows(layer) / self._after_any(layer)
-        return lift
-
     def _after_any(self, layer: int) -> Counts:
         seen = self.pairs[layer]
         after_any: Counts = np.maximum(seen.sum(axis=0) / max(seen.sum(), RARE), RARE)
@@ -149,8 +146,8 @@ class RoutingTable:
         both = [batch for batch in choices if batch in before and len(before[batch]) == len(choices[batch])]
         if both:
             former, latter = (np.concatenate([each[batch] for batch in both]) for each in (before, choices))
-            counts = count_pairs(former, latter, self.pairs[layer].shape)
-            self.pairs[layer] = LASTING * self.pairs[layer] + counts / len(former)
+            self.pairs[layer] *= LASTING
+            self.pairs[layer] += count_pairs(former, latter, self.pairs[layer].shape) / len(former)
 
     def _note_hottest(self, layer: int, counts: NDArray[Any]) -> None:
         hottest = set(np.argsort(-counts, kind="stable")[: self._top_k].tolist())
@@ -165,7 +162,7 @@ def sample(choices: NDArray[Any]) -> NDArray[Any]:
     return np.array(choices[:: -(-len(choices) // SEEN) or 1])
 
 
-def count_pairs(former: NDArray[Any], latter: NDArray[Any], shape: tuple[int, ...]) -> Counts:
+def count_pairs(former: NDArray[Any], latter: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.intp]:
     """How often each pair of experts was used by one token: [T, K] and [T, K'] to [E, E']."""
     codes = former[:, :, None] * shape[1] + latter[:, None, :]
-    return np.bincount(codes.ravel(), minlength=shape[0] * shape[1]).reshape(shape).astype(float)
+    return np.bincount(codes.ravel(), minlength=shape[0] * shape[1]).reshape(shape)

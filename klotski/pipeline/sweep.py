@@ -46,6 +46,7 @@ class Sweeper:
         scored: int = 1,
     ) -> None:
         self._experts = experts
+        self._blocks = [[Block(layer, expert) for expert in range(count)] for layer, count in enumerate(experts)]
         self._few = few
         self._scored = scored
         self._policy = policy
@@ -141,11 +142,12 @@ class Sweeper:
         """Send for the experts that a batch has just asked for, unless they wait for their turn."""
         if self._policy.on_demand is OnDemand.lazy:
             return
+        residency, blocks = self._residency, self._blocks[layer]
         for expert in self._policy.demand(routing.counts):
-            block = Block(layer, expert)
-            if self._residency.is_known(block):
-                self._residency.claim(block)
-            else:
+            block = blocks[expert]
+            if residency.is_known(block):
+                residency.claim(block)
+            elif block not in self._demanded:
                 self._demanded[block] = None
                 self._guesses.pop(block, None)
         self._pump()
@@ -184,7 +186,7 @@ class Sweeper:
             if not self._demanded and not looked_ahead:
                 self._bring_ahead((layer + 1) % len(self._experts))
                 looked_ahead = True
-            block = Block(layer, self._choose(layer, remaining, resting))
+            block = self._blocks[layer][self._choose(layer, remaining, resting)]
             if resting and block.expert == resting[0]:
                 resting.popleft()
             self._need(block)
@@ -203,7 +205,9 @@ class Sweeper:
         if self._policy.order is not Order.batch:
             return []
         return [
-            event for expert in self._residency.coming(layer) for event in self._residency.arrival(Block(layer, expert))
+            event
+            for expert in self._residency.coming(layer)
+            for event in self._residency.arrival(self._blocks[layer][expert])
         ]
 
     def _choose(self, layer: int, remaining: dict[int, int], resting: Sequence[int]) -> int:
@@ -235,7 +239,7 @@ class Sweeper:
             self._dense[Block(layer)] = None
         named = self._policy.ahead(self._predictor.scores(layer), is_entered=is_entered)
         for expert in named:
-            block = Block(layer, expert)
+            block = self._blocks[layer][expert]
             if not self._residency.is_known(block):
                 self._guesses[block] = None
             elif self._residency.claim(block):

@@ -10,10 +10,9 @@ from bisect import bisect_right
 from collections.abc import Callable
 from functools import partial
 from math import inf, log, log1p
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from klotski.planner.facts import ModelFacts
 from klotski.planner.placement import placement_order
@@ -65,7 +64,7 @@ class Streaming:
         self._dense = sum(size for block, size in facts.block_bytes.items() if block.is_dense)
         self._slot = max(1, facts.largest_expert)
         self._num_experts = max(1, facts.num_experts)
-        self._tables: dict[int, tuple[NDArray[Any], float, float]] = {}
+        self._tables: dict[int, tuple[list[float], float, float]] = {}
         rarest = min((share for share in self._shares if share > 0), default=1.0)
         self._enough = log(NEVER) / log1p(-rarest) if rarest < 1 else 1.0  # tokens that use all that is ever used
 
@@ -94,18 +93,18 @@ class Streaming:
     def _at(self, step: int, here: Here) -> Use:
         reads, of_dense, computed = self._table(step)
         saved, more = reads[here.whole], reads[min(here.whole + 1, len(reads) - 1)]
-        saved = float(saved + here.part * (more - saved))
-        of_experts = float(reads[-1]) - of_dense
+        saved += here.part * (more - saved)
+        of_experts = reads[-1] - of_dense
         saved_dense = min(saved, of_dense)
         saved_experts = min(of_experts, saved - saved_dense + here.hits * of_experts)
         return Use(of_dense - saved_dense, of_experts - saved_experts, computed)
 
-    def _table(self, step: int) -> tuple[NDArray[Any], float, float]:
+    def _table(self, step: int) -> tuple[list[float], float, float]:
         """Bytes that sweeps read of the first 0, 1, 2... blocks if none is here; of dense parts; experts computed."""
         if step not in self._tables:
             use = np.where(self._is_dense, 1.0, 1 - (1 - self._shares) ** count(step))
             is_read = np.ones_like(use) if self._wishes.prefetch.is_whole else use
-            reads = np.concatenate([[0.0], np.cumsum(is_read * self._stored)])
+            reads = [0.0, *np.cumsum(is_read * self._stored).tolist()]
             self._tables[step] = reads, float(self._stored[self._is_dense].sum()), float(use[~self._is_dense].sum())
         return self._tables[step]
 

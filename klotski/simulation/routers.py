@@ -16,6 +16,7 @@ from klotski.pipeline import RoutingTable
 __all__ = ["DrawnRouters", "RecordedRouters", "Routers"]
 
 ONE_BY_ONE = 256  # tokens of a batch, at most, each of which chooses; of more, the counts alone are drawn
+AT_ONCE = 16  # times that so many tokens of a layer are drawn, where it does not matter what came before
 
 
 class Routers(Protocol):
@@ -37,38 +38,86 @@ class DrawnRouters:
         self._top_k = top_k
         self._random = np.random.default_rng(seed)
         self._table = table
-        self._chances = [chances(count, table.shares[layer] if table else None) for layer, count in enumerate(experts)]
+        self._shares = [chances(count, table.shares[layer] if table else None) for layer, count in enumerate(experts)]
+        self._chances = [Chances(shares[None]) if len(shares) else None for shares in self._shares]
         self._rows = [
-            floor(table.rows(layer)) if table and table.pairs[layer].any() else None for layer in range(len(experts))
+            Chances(floor(table.rows(layer))) if table and table.pairs[layer].any() else None
+            for layer in range(len(experts))
         ]
+        self._drawn: dict[tuple[int, int], deque[NDArray[Any]]] = defaultdict(deque)  # by layer and tokens
         self._last: dict[int, tuple[int, NDArray[Any]]] = {}  # of each batch, the layer that it chose in last, and what
 
     def ask(self, batch: int, layer: int, tokens: int) -> Routing:
         """What a layer's router says of so many tokens of a batch."""
         if tokens > ONE_BY_ONE:
             self._last.pop(batch, None)
-            counts = self._random.multinomial(tokens * self._top_k, self._chances[layer])
+            counts = self._random.multinomial(tokens * self._top_k, self._shares[layer])
             return Routing(tuple(np.minimum(counts, tokens).tolist()))
-        weights = self._weights(batch, layer, tokens)
-        # Who rings first, where the likelier ring more often: k draws without replacement.
-        times = self._random.standard_exponential((tokens, weights.shape[-1]), dtype=np.float32) / weights
-        choices = np.argpartition(times, self._top_k - 1, axis=1)[:, : self._top_k]
-        counts = np.bincount(choices.ravel(), minlength=weights.shape[-1])
+        choices = self._choose(batch, layer, tokens)
         if self._table is not None:
             self._last[batch] = layer, choices
-        return Routing(tuple(counts.tolist()), choices)
+        return Routing(tuple(np.bincount(choices.ravel(), minlength=len(self._shares[layer])).tolist()), choices)
 
-    def _weights(self, batch: int, layer: int, tokens: int) -> NDArray[np.float32]:
-        """How likely each expert is, to each token: [T, E], or to all alike: [E]."""
-        before, choices = self._last.get(batch, (None, None))
+    def _choose(self, batch: int, layer: int, tokens: int) -> NDArray[Any]:
+        """The experts of each token, by those of the layer before where it is known what follows them: [T, K]."""
+        before, last = self._last.get(batch, (None, None))
         rows = self._rows[layer]
-        if self._table is None or choices is None or rows is None or before != self._table.before[layer]:
-            return self._chances[layer].astype(np.float32)
-        if len(choices) != tokens:  # the last layer sees a prompt's last tokens alone
-            return self._chances[layer].astype(np.float32)
-        followed = choices[np.arange(tokens), self._random.integers(0, choices.shape[1], tokens)]
-        weights: NDArray[np.float32] = rows[followed].astype(np.float32)
-        return weights
+        # A prompt's last layer sees the last tokens alone, so that there may be fewer of them than before.
+        if rows is not None and last is not None and before == self._before(layer) and len(last) == tokens:
+            followed = last[np.arange(tokens), self._random.integers(0, last.shape[1], tokens)]
+            return rows.draw(followed, self._top_k, self._random)
+        drawn = self._drawn[layer, tokens]
+        if not drawn:
+            alike = self._chances[layer]
+            assert alike is not None, f"layer {layer} has no experts"
+            same = np.zeros(AT_ONCE * tokens, dtype=np.intp)
+            drawn.extend(np.split(alike.draw(same, self._top_k, self._random), AT_ONCE))
+        return drawn.popleft()
+
+    def _before(self, layer: int) -> int | None:
+        return self._table.before[layer] if self._table is not None else None
+
+
+class Chances:
+    """Rows of chances to draw experts by, none twice: [R, E]."""
+
+    def __init__(self, weights: NDArray[np.float64]) -> None:
+        self._weights = weights.astype(np.float32)
+        sums = np.cumsum(weights, axis=1)
+        # One rising line of all rows, each of which takes a length of one: a single search finds row and expert.
+        self._line = (sums / sums[:, -1:] + np.arange(len(weights))[:, None]).ravel()
+
+    def draw(self, rows: NDArray[Any], k: int, random: np.random.Generator) -> NDArray[Any]:
+        """For each of T tokens, `k` of the experts by the row that is named for it: [T] to [T, K]."""
+        choices = self._with_repeats(rows, k, random)
+        by_number = np.sort(choices, axis=1)
+        (twice,) = np.nonzero((by_number[:, 1:] == by_number[:, :-1]).any(axis=1))
+        if len(twice):
+            # Draws go on until there are k experts, which is as if none could be drawn again; nearly all of these
+            # tokens have them after as many draws more.
+            drawn = np.hstack([choices[twice], self._with_repeats(rows[twice], k, random)])
+            is_again = ((drawn[:, :, None] == drawn[:, None, :]) & np.tri(2 * k, k=-1, dtype=bool)).any(axis=2)
+            rank = np.cumsum(~is_again, axis=1)
+            is_taken = ~is_again & (rank <= k)
+            done = rank[:, -1] >= k
+            choices[twice[done]] = drawn[done][is_taken[done]].reshape(-1, k)
+            late = ~done
+            choices[twice[late]] = self._race(rows[twice[late]], drawn[late], k, random)
+        return choices
+
+    def _with_repeats(self, rows: NDArray[Any], k: int, random: np.random.Generator) -> NDArray[Any]:
+        experts = self._weights.shape[1]
+        marks = random.random((len(rows), k)) + rows[:, None]
+        found = np.searchsorted(self._line, marks.ravel(), side="right").reshape(marks.shape) - rows[:, None] * experts
+        repeats: NDArray[Any] = np.minimum(found, experts - 1)
+        return repeats
+
+    def _race(self, rows: NDArray[Any], drawn: NDArray[Any], k: int, random: np.random.Generator) -> NDArray[np.intp]:
+        """The experts that were drawn, fewer than `k`, and the first of the others; the likelier ring more often."""
+        weights = self._weights[rows]
+        times = random.standard_exponential(weights.shape, dtype=np.float32) / weights
+        np.put_along_axis(times, drawn, -1.0, axis=1)
+        return np.argpartition(times, k - 1, axis=1)[:, :k]
 
 
 class Said(msgspec.Struct):

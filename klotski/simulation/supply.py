@@ -31,8 +31,11 @@ class Supply:
         clock: VirtualClock,
         load: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self._facts = facts
         self._rates = rates
+        self._operations = {
+            block: Operation(SlotKind.of(block), block.layer, block.expert, nbytes=nbytes)
+            for block, nbytes in facts.stored_bytes.items()
+        }
         self._load = load
         self._disk = VirtualLane(LaneName.DISK, sink, clock, self._reading, rates.start)
         self._link: VirtualLane | None = None
@@ -63,7 +66,7 @@ class Supply:
     def bring(self, block: Block, slot: int, after: Collection[Event]) -> Event:
         """Start a transfer."""
         del slot
-        operation = Operation(SlotKind.of(block), block.layer, block.expert, nbytes=self._facts.stored_bytes[block])
+        operation = self._operations[block]
         if self._link is None:
             return self._disk.submit(operation, nothing, tuple(after))
         if block in self._on_host:

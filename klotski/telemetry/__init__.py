@@ -2,8 +2,19 @@
 
 from klotski.telemetry.metrics import SweepUse, Totals, ratio, summarize
 from klotski.telemetry.progress import Progress
-from klotski.telemetry.recorder import Recorder, SweepEvent
+from klotski.telemetry.recorder import Allowance, Recorder, SweepEvent
 from klotski.telemetry.runlog import RunLog
 from klotski.telemetry.trace import write_trace
 
-__all__ = ["Progress", "Recorder", "RunLog", "SweepEvent", "SweepUse", "Totals", "ratio", "summarize", "write_trace"]
+__all__ = [
+    "Allowance",
+    "Progress",
+    "Recorder",
+    "RunLog",
+    "SweepEvent",
+    "SweepUse",
+    "Totals",
+    "ratio",
+    "summarize",
+    "write_trace",
+]

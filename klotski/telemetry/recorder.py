@@ -3,17 +3,22 @@
 A line is a JSON object with `event`: `span` (an operation on a lane), `bubble` (the compute lane
 waited for this operation's block) or `sweep`. Times are seconds since the run's clock started,
 which `run.json` gives as wall-clock time. Fields at their default are left out.
+
+So that the file of a run of hours can still be opened, not all sweeps are written operation by
+operation: `Detail` says how many lines a run may take. Of the others, `spans` and `bubbles` sum up
+what a lane did in a layer, or the line of the sweep has to do.
 """
 
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from enum import IntEnum
 
 import msgspec
 
 from klotski.core import DENSE, Span, SweepReport
 
-__all__ = ["Recorder", "SpanEvent", "SweepEvent"]
+__all__ = ["Allowance", "BubbleEvent", "BubblesEvent", "Event", "Recorder", "SpanEvent", "SpansEvent", "SweepEvent"]
 
 
 class SpanEvent(msgspec.Struct, tag_field="event", tag="span", omit_defaults=True, gc=False):
@@ -34,6 +39,24 @@ class BubbleEvent(SpanEvent, tag="bubble", omit_defaults=True, gc=False):
     """A line for a wait of the compute lane; the fields are those of the operation that waited."""
 
 
+class SpansEvent(msgspec.Struct, tag_field="event", tag="spans", omit_defaults=True, gc=False):
+    """A line for a lane's `count` operations of a kind in a layer, which took `seconds` between `begin` and `end`."""
+
+    lane: str
+    kind: str
+    layer: int
+    begin: float
+    end: float
+    seconds: float
+    count: int
+    bytes: int = 0
+    tokens: int = 0
+
+
+class BubblesEvent(SpansEvent, tag="bubbles", omit_defaults=True, gc=False):
+    """A line for the waits of the compute lane for such operations."""
+
+
 class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep"):
     """A line for a sweep; the fields are those of the report."""
 
@@ -47,14 +70,59 @@ class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep"):
     cache_bytes: int
 
 
-class Recorder:
-    """Takes spans from all lanes; `flush` hands the encoded lines to `write` (None: they are only added up)."""
+Event = SpanEvent | BubbleEvent | SpansEvent | BubblesEvent | SweepEvent
 
-    def __init__(self, write: Callable[[bytes], None] | None) -> None:
+
+class Detail(IntEnum):
+    """How much of a sweep is written."""
+
+    SWEEP = 0
+    LAYERS = 1
+    OPERATIONS = 2
+
+
+class Allowance:
+    """Lines that may be written: `first` of them at once, and `rate` more in each second of the run's clock."""
+
+    def __init__(self, first: float, rate: float) -> None:
+        self._first = first
+        self._rate = rate
+        self._spent = 0
+        self._usual = 0
+
+    def affords(self, now: float) -> bool:
+        """Whether a sweep like the last one would find room."""
+        return self._spent + self._usual <= self._first + self._rate * now
+
+    def spend(self, lines: int) -> None:
+        """A sweep has taken so many."""
+        self._spent += lines
+        self._usual = lines
+
+
+class Recorder:
+    """Takes spans from all lanes; `flush` hands the encoded lines to `write` (None: they are only added up).
+
+    `allowances`: for sweeps that are written operation by operation, and layer by layer.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[bytes], None] | None,
+        operations: Allowance | None = None,
+        layers: Allowance | None = None,
+    ) -> None:
         self._write = write
         self._lock = threading.Lock()
         self._encoder = msgspec.json.Encoder()
         self._pending: list[msgspec.Struct] = []
+        self._allowances = {
+            Detail.OPERATIONS: operations or Allowance(100_000, 20),
+            Detail.LAYERS: layers or Allowance(50_000, 20),
+        }
+        self._detail = Detail.OPERATIONS if write else Detail.SWEEP
+        self._lines = 0  # of this sweep
+        self._sums: dict[tuple[type[SpansEvent], str, str, int], SpansEvent] = {}
         self.busy_seconds: dict[str, float] = defaultdict(float)
         self.bytes_moved: dict[str, int] = defaultdict(int)
         self.bubble_seconds = 0.0
@@ -69,36 +137,66 @@ class Recorder:
     def span(self, span: Span) -> None:
         """Take a finished operation."""
         with self._lock:
-            self.busy_seconds[span.lane] += span.end - span.begin
-            self.bytes_moved[span.lane] += span.operation.nbytes
-            self._keep(SpanEvent, span)
+            lane, operation, begin, end = span
+            self.busy_seconds[lane] += end - begin
+            self.bytes_moved[lane] += operation.nbytes
+            if self._detail is Detail.OPERATIONS:
+                self._pending.append(to_event(SpanEvent, span))
+            elif self._detail is Detail.LAYERS:
+                self._sum_up(SpansEvent, span)
 
     def bubble(self, span: Span) -> None:
         """Take a wait of the compute lane."""
         with self._lock:
             self.bubble_seconds += span.end - span.begin
-            self._keep(BubbleEvent, span)
+            if self._detail is Detail.OPERATIONS:
+                self._pending.append(to_event(BubbleEvent, span))
+            elif self._detail is Detail.LAYERS:
+                self._sum_up(BubblesEvent, span)
 
     @property
     def is_writing(self) -> bool:
         """Whether there will be a file of events."""
         return self._write is not None
 
-    def _keep(self, kind: type[SpanEvent], span: Span) -> None:
-        if self._write is not None:
-            self._pending.append(to_event(kind, span))
-
     def sweep(self, report: SweepReport) -> None:
-        """Take a finished sweep."""
+        """Take a finished sweep, and choose how much of the next one is written."""
         with self._lock:
+            self._settle_sums()
+            if self._detail is not Detail.SWEEP:
+                self._allowances[self._detail].spend(self._lines + len(self._pending))
+            self._lines = -len(self._pending) - 1  # these and the sweep's own are flushed when the next one has begun
             self._pending.append(msgspec.convert(report, SweepEvent, from_attributes=True))
+            if self._write is not None:
+                afforded = (detail for detail, allowance in self._allowances.items() if allowance.affords(report.end))
+                self._detail = max(afforded, default=Detail.SWEEP)
 
     def flush(self) -> None:
         """Write what has come since the last flush."""
         with self._lock:
+            self._settle_sums()
             pending, self._pending = self._pending, []
+            self._lines += len(pending)
         if pending and self._write is not None:
             self._write(self._encoder.encode_lines(pending))
+
+    def _settle_sums(self) -> None:
+        self._pending += self._sums.values()
+        self._sums.clear()
+
+    def _sum_up(self, kind: type[SpansEvent], span: Span) -> None:
+        operation = span.operation
+        key = kind, span.lane, operation.kind, operation.layer
+        known = self._sums.get(key)
+        if known is None:
+            known = self._sums[key] = kind(
+                span.lane, str(operation.kind), operation.layer, span.begin, span.end, 0.0, 0
+            )
+        known.end = span.end
+        known.seconds += span.end - span.begin
+        known.count += 1
+        known.bytes += operation.nbytes
+        known.tokens += operation.tokens
 
 
 def to_event(kind: type[SpanEvent], span: Span) -> SpanEvent:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from klotski.core import DENSE
-from klotski.telemetry.recorder import BubbleEvent, SpanEvent, SweepEvent
+from klotski.telemetry.recorder import BubbleEvent, BubblesEvent, Event, SpanEvent, SpansEvent, SweepEvent
 
 __all__ = ["write_trace"]
 
@@ -23,7 +23,7 @@ MOST = 300_000  # events: what more of them show is more of the same, and no vie
 
 def write_trace(events: Path, trace: Path) -> bool:
     """Turn `events.jsonl` into `trace.json`, line by line, as far as a viewer can follow; whether that was all."""
-    decoder = msgspec.json.Decoder(SpanEvent | BubbleEvent | SweepEvent)
+    decoder = msgspec.json.Decoder(Event)
     tracks: dict[str, int] = {}
     with events.open("rb") as lines, trace.open("wb") as out:
         out.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
@@ -35,12 +35,12 @@ def write_trace(events: Path, trace: Path) -> bool:
         return next(lines, None) is None
 
 
-def entries(event: SpanEvent | BubbleEvent | SweepEvent, tracks: dict[str, int]) -> Iterator[dict[str, Any]]:
+def entries(event: Event, tracks: dict[str, int]) -> Iterator[dict[str, Any]]:
     """The trace entries of one event, with the track's name before its first use."""
     match event:
         case SweepEvent():
             track, name = "sweeps", f"sweep {event.index}"
-            args = {
+            args: dict[str, float] = {
                 "batches": event.batches,
                 "prefill_tokens": event.prefill_tokens,
                 "decode_tokens": event.decode_tokens,
@@ -48,6 +48,17 @@ def entries(event: SpanEvent | BubbleEvent | SweepEvent, tracks: dict[str, int])
         case BubbleEvent():
             track, name = BUBBLES, f"wait for {label(event)}"
             args = {"layer": event.layer}
+        case BubblesEvent():
+            track, name = BUBBLES, f"{event.count} waits for L{event.layer} {event.kind}"
+            args = {"layer": event.layer, "seconds": event.seconds}
+        case SpansEvent():
+            track, name = event.lane, f"L{event.layer} {event.kind}, {event.count} times"
+            args = {
+                "layer": event.layer,
+                "seconds": event.seconds,
+                "bytes": event.bytes,
+                "tokens": event.tokens,
+            }
         case SpanEvent():
             track, name = event.lane, label(event)
             args = {"layer": event.layer, "bytes": event.bytes, "tokens": event.tokens}

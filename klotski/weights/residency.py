@@ -30,8 +30,10 @@ class SlotKind(StrEnum):
     @classmethod
     def of(cls, block: Block) -> "SlotKind":
         """The kind of slot that a block needs."""
-        return cls.DENSE if block.expert == DENSE else cls.EXPERT
+        return _DENSE if block.expert == DENSE else _EXPERT
 
+
+_DENSE, _EXPERT = SlotKind  # looked up for every block
 
 Bring = Callable[[Block, int, Collection[Event]], Event]
 """(block, slot, events to wait for) -> the block's arrival; starts the transfer. Blocks arrive in the order in which

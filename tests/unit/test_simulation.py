@@ -15,6 +15,7 @@ from klotski.pipeline import RoutingTable
 from klotski.planner import Rates
 from klotski.planner.memory import WINDOW
 from klotski.simulation import DrawnRouters, HostCaches, RecordedRouters, Supply, SyntheticBatch
+from klotski.simulation.routers import Chances
 from tests.unit.fakes import Sink, examples
 from tests.unit.questions import model
 
@@ -104,6 +105,21 @@ def test_routers_favour_what_was_favoured() -> None:
     for tokens in (10_000, 250):
         counts = np.sum([routers.ask(0, 0, tokens).counts for _ in range(20)], axis=0)
         assert counts[0] / sum(counts) == pytest.approx(0.7, abs=0.03)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.01, 1.0, 3.0]), min_size=4, max_size=4).filter(lambda each: sum(each) > 1))
+@examples(8)
+def test_experts_are_drawn_one_after_another(weights: list[float]) -> None:
+    k, tokens = 2, 20_000
+    shares = np.maximum(weights, 1e-9) / np.sum(np.maximum(weights, 1e-9))
+    expected = [
+        share + sum(other * share / (1 - other) for place, other in enumerate(shares) if place != expert)
+        for expert, share in enumerate(shares)
+    ]
+    choices = Chances(np.array([weights[::-1], weights]) + 1e-9).draw(
+        np.ones(tokens, dtype=np.intp), k, np.random.default_rng(0)
+    )
+    assert np.bincount(choices.ravel(), minlength=4) / tokens == pytest.approx(expected, abs=0.02)
 
 
 def test_a_token_goes_where_others_went_that_came_from_the_same_expert() -> None:

@@ -23,7 +23,7 @@ from klotski.errors import KlotskiError, OutputError
 from klotski.executors.account import Account
 from klotski.lanes import InlineLane, ThreadLane
 from klotski.planner import ModelFacts
-from klotski.telemetry import Recorder, RunLog, SweepUse, Totals, summarize, write_trace
+from klotski.telemetry import Allowance, Recorder, RunLog, SweepUse, Totals, summarize, write_trace
 from klotski.workload import Encoder
 from tests.engine import read_lines, run_engine
 from tests.unit.fakes import examples
@@ -182,6 +182,42 @@ def test_a_long_run_leaves_a_trace_of_its_beginning(tmp_path: Path, monkeypatch:
         is_whole = write_trace(log.folder / "events.jsonl", log.folder / "trace.json")
         assert is_whole == (count == 3)
         assert len(check_trace(log.folder / "trace.json", {"disk"})) == 3
+
+
+def test_a_long_run_is_summed_up_where_its_file_would_grow_too_large(tmp_path: Path) -> None:
+    """Ten sweeps of 40 operations: one is written whole, five by layer, and the others are a line each."""
+    with RunLog(tmp_path) as log:
+        recorder = Recorder(log.events, operations=Allowance(50, 0), layers=Allowance(15, 0))
+        for sweep in range(10):
+            for number in range(40):
+                begin = sweep + number / 40
+                expert = Operation("expert", number // 20, number, nbytes=5, tokens=number)
+                recorder.span(Span(LaneName.COMPUTE, expert, begin, begin + 0.02))
+                if number < 20:
+                    recorder.bubble(Span(LaneName.COMPUTE, expert, begin + 0.02, begin + 0.025))
+            recorder.sweep(SweepReport(sweep, sweep, sweep + 1, 1, 0, 1, 1, 400, 0, 0))
+            recorder.flush()
+    kinds = [line["event"] for line in read_lines(tmp_path / "events.jsonl")]
+    whole = ["span", "bubble"] * 20 + ["span"] * 20 + ["sweep"]
+    assert kinds == whole + ["spans", "bubbles", "spans", "sweep"] * 5 + ["sweep"] * 4
+    sums = [line for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "spans" and line["layer"] == 1]
+    assert sums[0] == {
+        "event": "spans",
+        "lane": "compute",
+        "kind": "expert",
+        "layer": 1,
+        "begin": 1.5,
+        "end": pytest.approx(1.995),
+        "seconds": pytest.approx(0.4),
+        "count": 20,
+        "bytes": 100,
+        "tokens": sum(range(20, 40)),
+    }
+    assert recorder.busy_seconds == {"compute": pytest.approx(8.0)}
+    assert recorder.bubble_seconds == pytest.approx(1.0)
+    write_trace(tmp_path / "events.jsonl", tmp_path / "trace.json")
+    names = {entry["name"] for entry in check_trace(tmp_path / "trace.json", {"compute", "bubbles", "sweeps"})}
+    assert {"L1 expert, 20 times", "20 waits for L0 expert"} <= names
 
 
 def test_a_run_without_events_leaves_a_valid_trace(tmp_path: Path) -> None:
