@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import torch
 
+from klotski.executors.devices import Device
 from klotski.executors.history import home_of
 from klotski.executors.rates import rate
 from klotski.model import OpenModel
@@ -29,10 +30,11 @@ logger = logging.getLogger(__name__)
 
 SECONDS = 0.25  # of each measurement
 ENOUGH = 1 << 30  # bytes of weights: a smaller model is planned by nominal rates, before it would be measured
+COPIED = 256 << 20  # bytes
 ROWS, FEW, WIDE, DEEP = 768, 16, 2048, 4096  # tokens of products, many and few, and the sides of an expert's matrix
 
 
-def machine_rates(setting: str, model: OpenModel) -> Rates | None:
+def machine_rates(setting: str, model: OpenModel, device: Device) -> Rates | None:
     """What this machine reaches; None: it has not been measured, and a small model is not worth it.
 
     `setting`: where it is kept, as for `History`; nothing is measured where nothing may be kept. The disk is measured
@@ -45,10 +47,15 @@ def machine_rates(setting: str, model: OpenModel) -> Rates | None:
     kept = read(file)
     dtype = model.shell.dtype
     name = str(dtype).removeprefix("torch.")
+    where = f"{device.place.type}_" if device.has_host_tier else ""
+    compute, product = f"{where}compute_{name}", f"{where}product_{name}"
     wanted: dict[str, Callable[[], float]] = {
-        f"compute_{name}": lambda: multiply(ROWS, dtype) * 2 * ROWS,
-        f"product_{name}": lambda: multiply(FEW, dtype) * dtype.itemsize,
+        compute: lambda: multiply(ROWS, dtype, device) * 2 * ROWS,
+        product: lambda: multiply(FEW, dtype, device) * dtype.itemsize,
     }
+    if device.has_host_tier:
+        wanted["link"] = lambda: copy_blocks(device, inward=True)
+        wanted["back"] = lambda: copy_blocks(device, inward=False)
     if any(layout.requests for layout in model.layouts.values()):
         wanted["disk"] = lambda: read_blocks(model)
     if missing := wanted.keys() - kept.keys():
@@ -59,26 +66,43 @@ def machine_rates(setting: str, model: OpenModel) -> Rates | None:
     reason = f"measured on this machine ({kept['machine']})"
     disk = kept.get("disk")
     return NOMINAL._replace(
-        compute=kept[f"compute_{name}"],
-        product=kept[f"product_{name}"],
+        compute=kept[compute],
+        product=kept[product],
         disk=disk or NOMINAL.disk,
+        link=kept["link"] if device.has_host_tier else None,
+        back=kept["back"] if device.has_host_tier else None,
         reason=reason if disk else f"arithmetic {reason}, the disk not yet",
     )
 
 
-def multiply(rows: int, dtype: torch.dtype) -> float:
+def multiply(rows: int, dtype: torch.dtype, device: Device) -> float:
     """Numbers a second of a matrix that is multiplied with so many tokens; matrices take turns, as experts do."""
-    tokens = torch.ones(rows, DEEP, dtype=dtype)
-    matrices = cycle(torch.ones(WIDE, DEEP, dtype=dtype) for _ in range(8))
-    out = torch.empty(rows, WIDE, dtype=dtype)
+    with device.place:
+        tokens = torch.ones(rows, DEEP, dtype=dtype)
+        matrices = cycle([torch.ones(WIDE, DEEP, dtype=dtype) for _ in range(8)])
+        out = torch.empty(rows, WIDE, dtype=dtype)
 
     def product() -> int:
         torch.mm(tokens, next(matrices).t(), out=out)
+        device.wait()
         return WIDE * DEEP
 
     product()  # the first one makes its kernel
     with torch.inference_mode():
         return rate(product, SECONDS)
+
+
+def copy_blocks(device: Device, *, inward: bool) -> float:
+    """Bytes a second between CPU memory and a device, in pieces of an expert's size."""
+    here, there = device.allocate_host(COPIED), device.allocate(COPIED)
+
+    def copy() -> int:
+        device.copy(*(there, here) if inward else (here, there))
+        device.wait()
+        return COPIED
+
+    copy()  # fresh memory costs more than copying
+    return rate(copy, SECONDS)
 
 
 def read_blocks(model: OpenModel) -> float:

@@ -29,16 +29,26 @@ __all__ = ["describe", "find_terms", "hardware_file", "is_described", "plan_run"
 
 logger = logging.getLogger(__name__)
 
+GPU_CONTEXT = 600 << 20  # bytes of a GPU that its libraries take for themselves; assumed, not measured
+
 
 def find_terms(
-    config: RunConfig, model: OpenModel, facts: ModelFacts, requests: Sequence[Request], known: Rates | None
+    config: RunConfig,
+    model: OpenModel,
+    facts: ModelFacts,
+    requests: Sequence[Request],
+    known: Rates | None,
+    own: tuple[int, str] | None = None,
 ) -> Terms:
-    """On which terms these requests are planned. `known`: rates that were measured here."""
+    """On which terms these requests are planned.
+
+    `known`: rates that were measured here; `own`: bytes that a GPU has free, and why so many.
+    """
     lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
     return Terms(
         facts,
         Demand(lengths),
-        grant(config),
+        grant(config, own),
         wishes(config),
         choose_rates(config, known or NOMINAL, str(model.shell.dtype)),
     )
@@ -60,8 +70,15 @@ def plan_run(terms: Terms) -> Plan:
     return replace(plan, explanation=explain(plan, terms))
 
 
-def grant(config: RunConfig) -> Budget:
-    """The budget, and why it is that."""
+def grant(config: RunConfig, of_gpu: tuple[int, str] | None = None) -> Budget:
+    """The budget, and why it is that. `of_gpu`: bytes that a GPU has free, and why so many."""
+    if of_gpu is not None:
+        free, reason = of_gpu
+        host = parse_size("hw.host_memory", config.hw.host_memory) or free_memory()[0]
+        set_bytes = parse_size("hw.device_memory", config.hw.device_memory)
+        runtime = parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
+        context = GPU_CONTEXT if runtime is None else runtime
+        return Budget(set_bytes or free + context, "as set" if set_bytes else reason, context, host)
     granted = parse_size("hw.device_memory", config.hw.device_memory)
     own = parse_size("model.auto_device_memory", config.model.auto_device_memory)
     runtime = parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
@@ -136,8 +153,8 @@ def choose_rates(config: RunConfig, otherwise: Rates, dtype: str = "torch.bfloat
         between=between or otherwise.between,
         wake=wake or otherwise.wake,
         start=start or otherwise.start,
-        link=link,
-        back=back or link,
+        link=link or otherwise.link,
+        back=back or link or otherwise.back,
     )
 
 

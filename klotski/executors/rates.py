@@ -5,7 +5,7 @@ run's own reader, files, slots and shapes; machines are shared, so the median of
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import cycle, islice
 from statistics import median
@@ -13,6 +13,7 @@ from statistics import median
 import torch
 
 from klotski.core import LaneName
+from klotski.executors.devices import Device
 from klotski.model import ROWS, STEP, Workspace
 from klotski.weights import BlockStore
 
@@ -29,11 +30,13 @@ LEAST = 1e-6  # seconds: a clock's
 class RateSamples:
     """Of the rates of one machine: bytes a second by disk, operations a second by compute."""
 
-    def __init__(self, store: BlockStore, workspace: Workspace) -> None:
+    def __init__(self, store: BlockStore, workspace: Workspace, device: Device) -> None:
+        self._device = device
+        self._way = LaneName.LINK if device.has_host_tier else LaneName.DISK
         self._blocks = cycle(store.streamed_experts())
         self._store = store
         self._space = workspace
-        self._samples: dict[str, list[float]] = {LaneName.DISK: [], LaneName.COMPUTE: []}
+        self._samples: dict[str, list[float]] = {self._way: [], LaneName.COMPUTE: []}
         self._starts: list[float] = []
         self._products: list[float] = []
 
@@ -52,14 +55,19 @@ class RateSamples:
         with torch.inference_mode():
             for _ in range(ROUNDS):
                 self._starts.append(self._starting())
-                self._samples[LaneName.DISK].append(self._reading())
+                self._samples[self._way].append(self._reading())
                 self._samples[LaneName.COMPUTE].append(self._multiplying(ROWS, SECONDS))
                 self._products.append(self._multiplying(STEP, FEW_SECONDS) / (2 * STEP) * self._space.gathered.itemsize)
         return {lane: median(samples) for lane, samples in self._samples.items()}
 
     def _reading(self) -> float:
         with closing(self._store.read_past_lane(self._blocks)) as blocks:
-            return rate(lambda: next(blocks, 0), SECONDS)
+            return rate(lambda: self._next(blocks), SECONDS)
+
+    def _next(self, blocks: Iterator[int]) -> int:
+        nbytes = next(blocks, 0)
+        self._device.wait()
+        return nbytes
 
     def _starting(self) -> float:
         """Seconds that a block takes longer after a rest than behind another one."""
@@ -86,6 +94,7 @@ class RateSamples:
 
         def multiply() -> int:
             torch.mm(tokens, next(matrices).t(), out=out)
+            self._device.wait()
             return 2 * len(tokens) * numbers
 
         multiply()  # the first one makes its kernel

@@ -48,7 +48,7 @@ class SimulatedExecutor:
         logger.warning("predicted, not run: %s", self._reason)
         totals.reason = self._reason
         with uncollected():
-            task = prepare(config, log, is_predicted=True)
+            task = prepare(config, log)
             totals.plan = task.plan.as_dict()
             log.plan(totals.plan)
             describe(config, task.model, task.plan, len(task.requests))

@@ -10,6 +10,7 @@ import torch
 from klotski.assets import BUNDLED, SHAPES, TINY
 from klotski.core import Prediction, Request
 from klotski.executors.base import is_elsewhere
+from klotski.executors.devices import CpuDevice, Device
 from klotski.executors.facts import gather_facts
 from klotski.executors.history import History
 from klotski.executors.machine import machine_rates
@@ -46,8 +47,9 @@ class Task(NamedTuple):
         return self.terms.facts
 
 
-def prepare(config: RunConfig, log: RunLog, *, is_predicted: bool = False) -> Task:
-    """Open the model, read the workload, and plan. `is_predicted`: no weights are needed."""
+def prepare(config: RunConfig, log: RunLog, device: Device | None = None) -> Task:
+    """Open the model, read the workload, and plan. `device`: where it will run; None: nowhere, it is predicted."""
+    is_predicted = device is None
     folder = find_shape(config) if is_predicted or is_dummy(config) else find_checkpoint(config)
     shape_only = is_dummy(config) or (is_predicted and not has_weights(folder))
     model = open_model(folder, DTYPES[config.model.dtype], is_dummy=shape_only)
@@ -61,15 +63,17 @@ def prepare(config: RunConfig, log: RunLog, *, is_predicted: bool = False) -> Ta
     if shape_only and is_predicted:  # what has no file is taken to be read as it is
         facts = replace(facts, stored_bytes=facts.block_bytes)
     facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
-    terms = find_terms(config, model, facts, requests, find_rates(config, model, history))
+    own = device.memory() if device is not None else None
+    terms = find_terms(config, model, facts, requests, find_rates(config, model, history, device or CpuDevice()), own)
     return Task(model, requests, encoder, history, terms, plan_run(terms))
 
 
-def find_rates(config: RunConfig, model: OpenModel, history: History) -> Rates | None:
+def find_rates(config: RunConfig, model: OpenModel, history: History, device: Device) -> Rates | None:
     """What this machine is known to reach, if it is the one that the config describes."""
     if is_elsewhere(config):
         return None
-    return history.rates or (None if is_described(config) else machine_rates(config.history, model))
+    known = None if device.has_host_tier else history.rates  # which were reached on the cores
+    return known or (None if is_described(config) else machine_rates(config.history, model, device))
 
 
 def find_checkpoint(config: RunConfig) -> Path:

@@ -1,34 +1,60 @@
-"""The real thing: transformers' code on torch, blocks streamed from disk by a thread."""
+"""The real thing: transformers' code on torch, while lanes bring blocks, and keys and values, to where it computes."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from rich.console import Console
 
-from klotski.core import Block, LaneName, Misses, Request, Residents, SweepReport
+from klotski.core import Block, LaneName, Misses, Residents, SweepReport
 from klotski.executors.account import Account
+from klotski.executors.caches import MovingCaches
+from klotski.executors.devices import Device, find_device
 from klotski.executors.facts import workspace_shape
 from klotski.executors.planning import describe, hardware_file
 from klotski.executors.rates import RateSamples
 from klotski.executors.recording import RecordingPredictor
 from klotski.executors.task import Task, foresees, is_dummy, make_sweeper, prepare
 from klotski.executors.worker import TorchWorker
-from klotski.lanes import InlineLane, Lane, ThreadLane
-from klotski.model import Decoding, Foresight, GenerationBatch, OpenModel, Workspace, keep_routers
-from klotski.pipeline import CachesAtHand, RoutingTable, create_predictor, run_group
-from klotski.planner import CROWDED, NOMINAL, Calibration, Plan, find_gpus, process_memory, show_plan
+from klotski.lanes import Lane, ThreadLane
+from klotski.model import (
+    Decoding,
+    Foresight,
+    GenerationBatch,
+    MovingLayer,
+    OpenModel,
+    Workspace,
+    keep_routers,
+    make_cache,
+)
+from klotski.pipeline import Caches, CachesAtHand, RoutingTable, create_predictor, run_group
+from klotski.planner import (
+    CROWDED,
+    NOMINAL,
+    WINDOW,
+    Calibration,
+    Plan,
+    find_gpus,
+    first_blocks,
+    placement_order,
+    process_memory,
+    show_plan,
+)
 from klotski.schema import RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count
 from klotski.weights import (
     DEPTH,
     BlockStore,
+    Carrier,
     DummyReader,
+    FromDisk,
     Reader,
     SlotKind,
     Source,
+    ThroughHost,
     allocate,
     keep_small_memory,
     return_free_memory,
@@ -45,64 +71,78 @@ NEARLY_ALL = 0.95  # of the budget; a sweep without prompts takes less of the he
 
 
 class TorchExecutor:
-    """Runs a model on this machine; see `executors.Executor`."""
+    """Runs a model on this machine; see `executors.Executor`. `device`: where; None: on the GPU, if there is one."""
 
     mode = "measured"
 
+    def __init__(self, device: Device | None = None) -> None:
+        self._device = device
+
     def run(self, config: RunConfig, log: RunLog, recorder: Recorder, totals: Totals) -> None:
         """Open the model, read the workload, plan, and sweep."""
-        configure(config)
-        task = prepare(config, log)
+        device = self._device or find_device()
+        configure(config, device)
+        task = prepare(config, log, device)
         totals.plan = task.plan.as_dict()
         log.plan(totals.plan)
         describe(config, task.model, task.plan, len(task.requests))
         if config.dry_run:
             show_plan(task.plan, task.facts, Console())
         else:
-            carry_out(config, task, log, recorder, totals)
+            carry_out(config, task, device, log, recorder, totals)
 
 
-def configure(config: RunConfig) -> None:
+def configure(config: RunConfig, device: Device) -> None:
     """Set up torch and the heap, and say which settings come to nothing here."""
     threads = parse_count("hw.threads", config.hw.threads)
     if threads is not None:
         torch.set_num_threads(threads)
     keep_small_memory()
-    for name, memory in find_gpus():
-        logger.warning("the %s with %s is not used: arithmetic happens in CPU memory", name, format_size(memory))
-    if config.hw.host_memory != "auto":
-        logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
+    if not device.has_host_tier:
+        for name, memory in find_gpus():
+            logger.warning("the %s with %s is not used: this torch cannot use it", name, format_size(memory))
+        if config.hw.host_memory != "auto":
+            logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
     if config.pipeline.misses is Misses.cheapest:
-        logger.warning("pipeline.misses=cheapest moves all: below CPU memory lies the disk, which computes nothing")
+        logger.warning("pipeline.misses=cheapest moves all: computing on CPU what is not on the device is to come")
 
 
-def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:
+def carry_out(config: RunConfig, task: Task, device: Device, log: RunLog, recorder: Recorder, totals: Totals) -> None:
     """Take memory as planned, and sweep until all requests have ended."""
     model, plan = task.model, task.plan
     with ExitStack() as stack, torch.inference_mode():
         account = stack.enter_context(Account(task.requests, task.facts, task.encoder, log, recorder, totals))
         calibration = Calibration(recorder)
-        compute = InlineLane(LaneName.COMPUTE, calibration, log.clock)
+        lanes = device.lanes(log.clock)
+
+        def lane(name: LaneName) -> Lane:
+            made = lanes(name, calibration if name is LaneName.COMPUTE else recorder)
+            stack.callback(made.close)
+            return made
+
         source: Source = DummyReader() if is_dummy(config) else Reader(model.staging)
         stack.callback(source.close)  # after the lane that reads with it
         disk = ThreadLane(LaneName.DISK, recorder, log.clock, DEPTH)
         stack.callback(disk.close)
-        workspace = make_workspace(model, plan)
-        store = load_weights(model, plan, source, disk, workspace, config.placement.residents)
+        compute = lane(LaneName.COMPUTE)
+        workspace = make_workspace(model, plan, device)
+        carrier, host = make_carrier(task, device, source, disk, lane)
+        caches = make_caches(plan, device, lane)
+        store = load_weights(model, plan, source, carrier, device, workspace, config.placement.residents)
         table = RoutingTable(model.shell.expert_counts)
         task.history.recall(table)
-        rates = RateSamples(store, workspace)
+        rates = RateSamples(store, workspace, device)
         stack.callback(lambda: keep_what_was_learned(table, task, calibration, log, totals, rates))
         account.measured(rates.measure())
-        account.ready(sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes)
+        account.ready(taken(plan, store), host, with_caches=not plan.kv_slots)
         predictor = create_predictor(config.pipeline.predictor, table)
         if config.record_routing:
             predictor = RecordingPredictor(predictor, log.routing)
         worker = TorchWorker(model.shell, store, workspace)
-        sweeper = make_sweeper(config, task, predictor, store.residency, compute, worker, CachesAtHand())
+        sweeper = make_sweeper(config, task, predictor, store.residency, compute, worker, caches)
         account.sweeping(sweeper.prefetch)
         foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None
-        batches = make_batches(config, model, plan, cut_batches(task.requests, plan.batch_size), account, foresight)
+        batches = make_batches(config, task, device, account, foresight)
 
         def swept(report: SweepReport) -> None:
             account.sweep(report)
@@ -110,47 +150,107 @@ def carry_out(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, to
                 return_free_memory()
 
         run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, log.clock, swept)
+        caches.close()
+        device.wait()
         account.measured(rates.measure())
 
 
+def make_carrier(
+    task: Task, device: Device, source: Source, disk: Lane, lane: Callable[[LaneName], Lane]
+) -> tuple[Carrier, int]:
+    """The way of blocks to the device, and the bytes of CPU memory below it that were taken for them."""
+    model, plan = task.model, task.plan
+    if not device.has_host_tier:
+        return FromDisk(model.layouts, source, disk), 0
+    staying = set(plan.residents)
+    lasting = [block for block in placement_order(task.facts, task.terms.wishes) if block not in staying]
+    on_host = first_blocks(task.facts, lasting, plan.host_memory["weights"])
+    with torch.inference_mode(mode=False):
+        carrier = ThroughHost(
+            model.layouts,
+            on_host,
+            WINDOW if len(on_host) < len(lasting) else 1,
+            source,
+            disk,
+            lane(LaneName.LINK),
+            device.allocate_host,
+            device.copy,
+        )
+    carrier.load()
+    return carrier, carrier.nbytes
+
+
+def make_caches(plan: Plan, device: Device, lane: Callable[[LaneName], Lane]) -> Caches:
+    """Where keys and values are, as planned."""
+    if not plan.kv_slots:
+        return CachesAtHand()
+    with torch.inference_mode(mode=False):
+        nbytes = plan.memory["kv_cache"] // plan.kv_slots
+        return MovingCaches(plan.kv_slots, nbytes, device, lane(LaneName.KV_IN), lane(LaneName.KV_OUT))
+
+
 def load_weights(
-    model: OpenModel, plan: Plan, source: Source, disk: Lane, workspace: Workspace, cache: Residents
+    model: OpenModel,
+    plan: Plan,
+    source: Source,
+    carrier: Carrier,
+    device: Device,
+    workspace: Workspace,
+    cache: Residents,
 ) -> BlockStore:
-    """Allocate all that was planned for weights, and read what stays for the whole run."""
+    """Allocate all that was planned for weights, and bring what stays for the whole run."""
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     with torch.inference_mode(mode=False):  # slots are written by another thread, outside of it
         lent = plan.lent_slots * slot_sizes(model.layouts)[SlotKind.EXPERT]
         spare = workspace.spare(plan.sequences)[:lent]
-        store = BlockStore(model.layouts, slots, plan.residents, source, disk, spare, cache)
-        fixed = allocate(model.fixed.slot_bytes)
-    source.read(model.fixed, fixed)
+        store = BlockStore(model.layouts, slots, plan.residents, carrier, spare, cache, device.allocate)
+        fixed = read = device.allocate(model.fixed.slot_bytes)
+        if device.has_host_tier:
+            read = allocate(model.fixed.slot_bytes)
+    source.read(model.fixed, read)
+    if read is not fixed:
+        device.copy(fixed, read)
+        device.wait()  # before what was read is given back
     model.shell.bind(model.fixed.views_of(fixed))
+    model.shell.move_unsaved(device.place)
     store.load_residents()
     return store
 
 
-def make_workspace(model: OpenModel, plan: Plan) -> Workspace:
+def taken(plan: Plan, store: BlockStore) -> int:
+    """Bytes of the device's memory that last."""
+    slots = plan.memory["kv_cache"] if plan.kv_slots else 0
+    return sum(plan.memory[use] for use in ("fixed", "staging", "workspace")) + store.nbytes + slots
+
+
+def make_workspace(model: OpenModel, plan: Plan, device: Device) -> Workspace:
     """Memory for the expert phase of the largest sweep."""
     with torch.inference_mode(mode=False):
-        return Workspace(workspace_shape(model), plan.tokens_in_flight, model.shell.dtype)
+        return Workspace(workspace_shape(model), plan.tokens_in_flight, model.shell.dtype, device.allocate)
 
 
 def make_batches(
-    config: RunConfig,
-    model: OpenModel,
-    plan: Plan,
-    batches: Iterable[list[Request]],
-    account: Account,
-    foresight: Foresight | None,
+    config: RunConfig, task: Task, device: Device, account: Account, foresight: Foresight | None
 ) -> Iterator[GenerationBatch]:
     """The coroutines, each made when its turn comes."""
+    model, plan = task.model, task.plan
     ends_early = not isinstance(config.workload, SyntheticWorkload)
     decoding = Decoding(
         model.stop_ids if ends_early else (), model.pad_id, config.workload.temperature, config.workload.seed
     )
-    for index, requests in enumerate(batches):
+    reserved = partial(MovingLayer, allocate=device.allocate_host) if plan.kv_slots else None
+    new_cache = partial(make_cache, model.config, reserved=reserved)
+    for index, requests in enumerate(cut_batches(task.requests, plan.batch_size)):
         yield GenerationBatch(
-            index, requests, model.shell.model, decoding, account.result, plan.prefill_tokens, foresight
+            index,
+            requests,
+            model.shell.model,
+            decoding,
+            account.result,
+            plan.prefill_tokens,
+            foresight,
+            device.place,
+            new_cache,
         )
 
 

@@ -30,7 +30,9 @@ class TorchWorker:
     def gather(self, layer: int, group: Sequence[Batch]) -> None:
         """Sort the tokens of all batches by the experts that they chose."""
         self._group = cast("Sequence[GenerationBatch]", group)
-        self._phase = ExpertPhase([call for batch in self._group for call in batch.calls], self._workspace)
+        heard = [batch.routing.counts for batch in self._group if batch.routing is not None]
+        counts = [sum(each) for each in zip(*heard, strict=True)]
+        self._phase = ExpertPhase([call for batch in self._group for call in batch.calls], self._workspace, counts)
 
     def compute(self, layer: int, expert: int) -> None:
         """Compute one expert over its tokens."""

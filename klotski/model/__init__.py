@@ -1,7 +1,7 @@
 """The transformers model without weights, a batch as a coroutine, and expert arithmetic."""
 
 from klotski.model.batch import Decoding, GenerationBatch
-from klotski.model.cache import keeps_all_tokens, keeps_tokens
+from klotski.model.cache import MovingLayer, keeps_all_tokens, keeps_tokens, make_cache
 from klotski.model.experts import ROWS, STEP, ExpertPhase, Workspace, WorkspaceShape
 from klotski.model.foresight import Foresight, keep_routers, router_bytes
 from klotski.model.opening import OpenModel, open_model
@@ -16,6 +16,7 @@ __all__ = [
     "ExpertPhase",
     "Foresight",
     "GenerationBatch",
+    "MovingLayer",
     "OpenModel",
     "Shell",
     "Workspace",
@@ -23,6 +24,7 @@ __all__ = [
     "keep_routers",
     "keeps_all_tokens",
     "keeps_tokens",
+    "make_cache",
     "open_model",
     "router_bytes",
 ]

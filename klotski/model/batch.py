@@ -1,12 +1,14 @@
 """A batch as a coroutine: `model.generate`, stopped where the pipeline has to choose."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from greenlet import greenlet
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -16,6 +18,7 @@ from transformers import (
 from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import Request, Result, Routing
+from klotski.lanes.cuda import Landing, to_device
 from klotski.model.cache import keeps_all_tokens, make_cache
 from klotski.model.experts import ExpertsCall, count_tokens
 from klotski.model.foresight import Foresight
@@ -23,7 +26,7 @@ from klotski.model.handover import Handover
 
 __all__ = ["Decoding", "GenerationBatch"]
 
-
+CPU = torch.device("cpu")
 SEEDS_APART = 1_000_000_007  # between two runs' seeds there is room for as many requests
 
 
@@ -41,7 +44,8 @@ class GenerationBatch(greenlet, Handover):
 
     Prompts are padded on the left, and read at most `prefill_tokens` at a time. A sequence that has
     ended is padded on until the batch's last one ends; `on_result` hears of it at once. With `foresight`
-    `outlook` says at each layer's entry what its router makes of the tokens as they are.
+    `outlook` says at each layer's entry what its router makes of the tokens as they are. `device`: where it
+    is computed. `new_cache`: makes the cache for so many tokens of each sequence.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class GenerationBatch(greenlet, Handover):
         on_result: Callable[[Result], None],
         prefill_tokens: int,
         foresight: Foresight | None = None,
+        device: torch.device = CPU,
+        new_cache: Callable[[int], DynamicCache] | None = None,
     ) -> None:
         super().__init__()
         self.index = index
@@ -71,7 +77,12 @@ class GenerationBatch(greenlet, Handover):
         self._model = model
         self._decoding = decoding
         self._on_result = on_result
-        self._cache: Any = None
+        self.cache = (new_cache or partial(make_cache, model.config))(
+            self._prompt + max(request.max_tokens for request in requests)
+        )
+        self._device = device
+        self._has_begun = False
+        self._asked: Landing | None = None
         self._routing: Routing | None = None
         self.outlook: Sequence[float] | None = None
         self._foresight = foresight
@@ -88,8 +99,16 @@ class GenerationBatch(greenlet, Handover):
 
     @property
     def routing(self) -> Routing | None:
-        """What it asks for, if it has stopped at a layer's experts."""
+        """What it asks for, if it has stopped at a layer's experts; waits for the device to say so."""
+        if self._routing is None and self._asked is not None:
+            choices = self._asked.numbers().numpy()
+            self._routing = Routing(count_tokens(self.calls, choices), choices)
         return self._routing
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether `routing` is known without a wait."""
+        return self._asked is None or self._asked.is_here
 
     @property
     def is_scoring(self) -> bool:
@@ -112,7 +131,7 @@ class GenerationBatch(greenlet, Handover):
     @property
     def cache_bytes(self) -> int:
         """Bytes of its KV cache, or of whatever state its layers keep."""
-        layers = getattr(self._cache, "layers", ())
+        layers = () if self.is_finished else self.cache.layers
         storages = (each.untyped_storage() for layer in layers for each in tensors(list(vars(layer).values())))
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
@@ -127,9 +146,9 @@ class GenerationBatch(greenlet, Handover):
         watch = _Watch(self, ids.shape[1], self._on_result, scores)
         longest = max(request.max_tokens for request in self.requests)
         self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=make_cache(self._model.config, ids.shape[1] + longest),
+            input_ids=to_device(ids, self._device),
+            attention_mask=to_device(mask, self._device),
+            past_key_values=self.cache,
             generation_config=GenerationConfig(
                 max_new_tokens=longest,
                 do_sample=False,
@@ -139,26 +158,25 @@ class GenerationBatch(greenlet, Handover):
             stopping_criteria=StoppingCriteriaList([watch]),
             logits_processor=LogitsProcessorList(self._processors(scores)),
         )
-        self._cache = None  # its memory is the next batch's
+        self.cache.layers.clear()  # their memory is the next batch's
 
-    def enter_layer(self, layer: int, hidden: torch.Tensor, cache: Any) -> None:
+    def enter_layer(self, layer: int, hidden: torch.Tensor) -> None:
         """Stop at a layer's entry."""
-        if layer == 0 and self._cache is not None:
+        if layer == 0 and self._has_begun:
             self._seen += self.tokens // len(self.requests)
+        self._has_begun = True
         self.tokens = hidden.shape[:-1].numel()
-        self._cache = cache
         self.outlook = self._foresight.outlook(layer, hidden) if self._foresight else None
         self._stop()
 
     def ask(self, calls: Sequence[ExpertsCall]) -> Sequence[torch.Tensor]:
         """Stop at a layer's experts; the pipeline leaves the answers in `answers`."""
         self.calls = calls
-        choices = torch.cat([call.choices for call in calls]).numpy(force=True)
-        self._routing = Routing(count_tokens(calls), choices)
+        self._asked = Landing(torch.cat([call.choices for call in calls]))
         self._stop()
         answers, self.answers = self.answers, ()
         assert len(answers) == len(calls), "a batch was resumed before its experts were computed"
-        self.calls, self._routing = (), None
+        self.calls, self._asked, self._routing = (), None, None
         return answers
 
     def ask_scores(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -211,7 +229,7 @@ class _Watch(StoppingCriteria):
                 self._ended[row] = True
                 tokens = input_ids[row, self._prompt_length :].tolist()
                 self._on_result(Result(request, tuple(tokens), "stop" if stopped else "length"))
-        return torch.tensor(self._ended, device=input_ids.device)
+        return to_device(torch.tensor(self._ended), input_ids.device)
 
 
 class _Scores(LogitsProcessor):
@@ -246,7 +264,7 @@ class _Gumbel(LogitsProcessor):
         for row, generator in zip(scores, self._generators, strict=True):  # in place: there may be many
             uniform = torch.rand(len(row), generator=generator)
             gumbel = -(-uniform.clamp_(1e-20, 1 - 1e-7).log_()).log_()
-            row.div_(self._temperature).add_(gumbel.to(row.device))
+            row.div_(self._temperature).add_(to_device(gumbel, row.device))
         return scores
 
 

@@ -2,8 +2,13 @@
 
 transformers' own grows by making a longer copy of itself with every token: at a few hundred
 sequences, more bytes than the weights of a sweep, in memory that is fresh each time.
+
+Below a GPU the keys and values of a layer may lie in CPU memory, and in a slot of the device while
+the layer is computed.
 """
 
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -12,13 +17,27 @@ from transformers.cache_utils import DynamicLayer
 
 from klotski.weights import allocate
 
-__all__ = ["CacheRows", "KeysKeptError", "ReservedLayer", "keeps_all_tokens", "keeps_tokens", "make_cache"]
+__all__ = [
+    "CacheRows",
+    "KeysKeptError",
+    "MovingLayer",
+    "ReservedLayer",
+    "keeps_all_tokens",
+    "keeps_tokens",
+    "make_cache",
+]
 
 
-def make_cache(config: PreTrainedConfig, capacity: int) -> DynamicCache:
-    """A cache for sequences of up to `capacity` tokens; layers that keep less than all of them stay as they are."""
+def make_cache(
+    config: PreTrainedConfig, capacity: int, reserved: "Callable[[int], ReservedLayer] | None" = None
+) -> DynamicCache:
+    """A cache for sequences of up to `capacity` tokens; layers that keep less than all of them stay as they are.
+
+    `reserved` makes the others, for so many tokens.
+    """
     cache = DynamicCache(config=config)
-    cache.layers = [ReservedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    make = reserved or ReservedLayer
+    cache.layers = [make(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
@@ -74,6 +93,72 @@ class ReservedLayer(DynamicLayer):
         return keys[rows, :, :end], values[rows, :, :end]
 
 
+class MovingLayer(ReservedLayer):
+    """Keys and values of one layer in CPU memory, which are in a slot of the device while attention looks at them.
+
+    `lend` gives it a slot, and `recall` takes it away. Between the two, `ahead` is to be copied into the
+    slot, and before it is taken away, `behind` out of it. The tokens of all sequences lie side by side,
+    [tokens, B, heads, D], so that what was there before, and what came, are each in one piece.
+    `allocate`: CPU memory that a device can copy from.
+    """
+
+    def __init__(self, capacity: int, allocate: Callable[[int], torch.Tensor]) -> None:
+        super().__init__(capacity)
+        self._allocate = allocate
+        self._slot: torch.Tensor | None = None
+        self._host: list[torch.Tensor] = []
+        self._home = 0  # tokens that are in CPU memory
+
+    @property
+    def ahead(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Pieces of the slot, and what belongs there."""
+        return [(there[: self._home], here[: self._home]) for there, here in zip(self._lent(), self._host, strict=True)]
+
+    @property
+    def behind(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Pieces of CPU memory, and what belongs there of the tokens that came."""
+        end = self.keys.shape[-2] if self.is_initialized else 0
+        pairs = zip(self._lent(), self._host, strict=True)
+        return [(here[self._home : end], there[self._home : end]) for there, here in pairs]
+
+    def lend(self, slot: torch.Tensor) -> None:
+        """A slot of the device (uint8) is for this layer from now on."""
+        assert self._slot is None, "a layer was given a second slot"
+        self._slot = slot
+        if self.is_initialized:
+            self._look(self._lent(), self._home)
+
+    def recall(self) -> None:
+        """The slot is for others; what is there will have been copied."""
+        self._slot = None
+        if self.is_initialized:
+            self._home = self.keys.shape[-2]
+            self._look(self._host, self._home)
+
+    def _reserve(self, key_states: torch.Tensor, value_states: torch.Tensor, count: int) -> None:
+        assert self._slot is not None, "keys came to a layer without a slot"
+        self.dtype, self.device = key_states.dtype, key_states.device
+        for states in (key_states, value_states):
+            _, heads, _, width = states.shape
+            shape = (self._capacity, count, heads, width)
+            memory = self._allocate(prod(shape) * states.itemsize)
+            self._host.append(memory.view(states.dtype).view(shape))
+        self._look(self._lent(), 0)
+        self.is_initialized = True
+
+    def _lent(self) -> list[torch.Tensor]:
+        """The slot as this layer divides it, [tokens, B, heads, D] of keys and of values."""
+        assert self._slot is not None, "a layer was used without a slot"
+        sizes = [memory.nbytes for memory in self._host]
+        assert sum(sizes) <= len(self._slot), f"{sum(sizes)} bytes do not fit into a slot of {len(self._slot)}"
+        parts = torch.split(self._slot[: sum(sizes)], sizes) if sizes else ()
+        return [part.view(self.dtype).view(memory.shape) for part, memory in zip(parts, self._host, strict=True)]
+
+    def _look(self, memory: list[torch.Tensor], tokens: int) -> None:
+        self._memory = [each.permute(1, 2, 0, 3) for each in memory]
+        self.keys, self.values = (each[:, :, :tokens] for each in self._memory)
+
+
 class KeysKeptError(Exception):
     """What ends a layer's code that was run for its keys and values alone."""
 
@@ -108,4 +193,6 @@ def reserve(states: torch.Tensor, count: int, capacity: int) -> torch.Tensor:
     """Memory for `capacity` tokens of `count` sequences, of what `states` [B, heads, tokens, D] has one or more of."""
     _, heads, _, width = states.shape
     numbers = count * heads * capacity * width
+    if states.device.type != "cpu":
+        return states.new_empty((count, heads, capacity, width))
     return allocate(numbers * states.itemsize).view(states.dtype).view(count, heads, capacity, width)

@@ -14,15 +14,19 @@ Everything large lies in a `Workspace` that is allocated once: on a virtual mach
 costs more than the arithmetic of a small expert.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import embedding_bag
 from transformers.integrations.moe import _default_apply_gate
 
+from klotski.lanes.cuda import to_device
 from klotski.weights import allocate, whole_pages
 
 __all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "WorkspaceShape", "count_tokens"]
@@ -75,7 +79,13 @@ class WorkspaceShape(NamedTuple):
 class Workspace:
     """Memory for one expert phase at a time, of groups of up to `tokens`."""
 
-    def __init__(self, shape: WorkspaceShape, tokens: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shape: WorkspaceShape,
+        tokens: int,
+        dtype: torch.dtype,
+        allocate: Callable[[int], torch.Tensor] = allocate,
+    ) -> None:
         self._shape = shape
         self.tokens, self.outputs, self.gathered, self.inside, self.gated = (
             allocate(prod(part) * dtype.itemsize).view(dtype).view(part) for part in shape.parts(tokens).values()
@@ -88,9 +98,12 @@ class Workspace:
 
 
 class ExpertPhase:
-    """One layer's experts over one group's tokens: `compute` each used expert, then `outputs`."""
+    """One layer's experts over one group's tokens: `compute` each used expert, then `outputs`.
 
-    def __init__(self, calls: Sequence[ExpertsCall], workspace: Workspace) -> None:
+    `counts`: tokens of each expert, over all calls. The host knows them, so that no device has to be asked.
+    """
+
+    def __init__(self, calls: Sequence[ExpertsCall], workspace: Workspace, counts: Sequence[int]) -> None:
         self._module: Any = calls[0].module
         self._space = workspace
         self._sizes = [len(call.hidden) for call in calls]
@@ -100,15 +113,13 @@ class ExpertPhase:
         choices = torch.cat([call.choices for call in calls])
         experts, order = choices.flatten().sort(stable=True)
         self._tokens = order // choices.shape[1]  # whose output each is, sorted by expert
-        counts = experts.bincount()
-        ends = counts.cumsum(0)
-        starts = (rounded(counts).cumsum(0) - rounded(counts)).to(order.dtype)
-        places = starts[experts] + torch.arange(len(order), device=order.device) - (ends - counts)[experts]
+        self._bounds = [0, *accumulate(counts)]
+        self._starts = [0, *accumulate(rounded(count) for count in counts)]
+        shifts = torch.tensor([start - bound for start, bound in zip(self._starts, self._bounds, strict=True)])
+        places = to_device(shifts, order.device)[experts] + torch.arange(len(order), device=order.device)
         self._places = torch.empty_like(order)  # where the output of each token's choice is
         self._places[order] = places
         self._places = self._places.view(choices.shape)
-        self._bounds = [0, *ends.tolist()]
-        self._starts = starts.tolist()
 
     def compute(self, expert: int, views: Views) -> None:
         """One expert over all of its tokens; `views` are its parameters by their own names."""
@@ -131,11 +142,10 @@ class ExpertPhase:
         return torch.split(self._hidden, self._sizes)
 
 
-def count_tokens(calls: Sequence[ExpertsCall]) -> tuple[int, ...]:
-    """Tokens of each expert, over all calls."""
+def count_tokens(calls: Sequence[ExpertsCall], choices: NDArray[Any]) -> tuple[int, ...]:
+    """Tokens of each expert, over all calls, by their `choices` as the host knows them."""
     experts: Any = calls[0].module
-    choices = torch.cat([call.choices.flatten() for call in calls])
-    return tuple(choices.bincount(minlength=experts.num_experts).tolist())
+    return tuple(np.bincount(choices.ravel(), minlength=experts.num_experts).tolist())
 
 
 def pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:

@@ -24,7 +24,7 @@ EXPERTS_IMPLEMENTATION = "klotski"
 class Handover:
     """What a coroutine must offer to be stopped by a model."""
 
-    def enter_layer(self, layer: int, hidden: torch.Tensor, cache: Any) -> None:
+    def enter_layer(self, layer: int, hidden: torch.Tensor) -> None:
         """Called where the coroutine is about to enter a layer with its tokens [..., H]; returns when it may."""
         raise NotImplementedError
 
@@ -54,7 +54,7 @@ def _before_layer(index: int, layer: nn.Module, args: Any, kwargs: dict[str, Any
     batch = getcurrent()
     assert isinstance(batch, Handover), "a streamed model runs inside a batch's coroutine only"
     hidden = args[0] if args else kwargs["hidden_states"]
-    batch.enter_layer(index, hidden, kwargs.get("past_key_values"))
+    batch.enter_layer(index, hidden)
 
 
 def _head_forward(hidden: torch.Tensor) -> torch.Tensor:

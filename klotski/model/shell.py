@@ -20,6 +20,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import FIXED, Block
 from klotski.errors import CheckpointError, ModelError
+from klotski.lanes.cuda import to_device
 from klotski.model.attention import use_blocked_attention
 from klotski.model.cache import keeps_all_tokens
 from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
@@ -123,6 +124,13 @@ class Shell:
                     module._parameters[attribute] = nn.Parameter(view, requires_grad=False)
                 else:
                     module._buffers[attribute] = view
+
+    def move_unsaved(self, device: torch.device) -> None:
+        """Take the buffers that no checkpoint holds to where arithmetic happens."""
+        for module in self.model.modules():
+            for name in module._non_persistent_buffers_set:
+                if (buffer := module._buffers.get(name)) is not None:
+                    module._buffers[name] = to_device(buffer, device)
 
     def aliases(self, name: str) -> list[str]:
         """All names of a parameter: its own, and those that are tied to it."""

@@ -62,7 +62,7 @@ def cut_layer(index: int, layer: nn.Module) -> None:
         count, tokens = hidden.shape[:2]
         slices = list(cut_rows(count, tokens))
         cache = kwargs.get("past_key_values")
-        if len(slices) < 2 or cache is None or type(cache.layers[index]) is not ReservedLayer:
+        if len(slices) < 2 or cache is None or not isinstance(cache.layers[index], ReservedLayer):
             return whole(hidden, *args, **kwargs)
         taken = [take(((hidden, *args), kwargs), rows, count) for rows in slices]
         return join(run_slices([_Slice(partial(whole, *part, **named)) for part, named in taken]), hidden)

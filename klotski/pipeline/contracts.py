@@ -48,7 +48,11 @@ class Batch(Protocol):
 
     @property
     def routing(self) -> Routing | None:
-        """What it asks for, if it has stopped at a layer's experts; None at a layer's entry."""
+        """What it asks for, if it has stopped at a layer's experts; None at a layer's entry. May have to wait."""
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether `routing` is known by now; a device that computes on its own says later what it found."""
 
     @property
     def outlook(self) -> Sequence[float] | None:

@@ -107,24 +107,32 @@ class Sweeper:
     def _attention(self, layer: int, group: Sequence[Batch]) -> tuple[list[Event], list[int] | None]:
         """The batches' passes, and the tokens of each expert over all of them (None: no experts)."""
         after = self._residency.arrival(Block(layer))
-        totals = [0] * self._experts[layer]
         uses: list[Event] = []
         routings: dict[int, Routing] = {}
+        silent: deque[Batch] = deque()  # whose routers have not been heard yet
         for position, batch in enumerate(group):
             operation = Operation(Compute.ATTENTION, layer, batch=batch.index, tokens=batch.tokens)
             run = batch.resume if position else partial(self._enter, layer, batch)
             self._bring_caches(layer * len(group) + position, group)
             uses.append(self._compute.submit(operation, run, (*after, *self._caches.arrival(batch))))
             self._caches.release(batch, uses[-1])
-            if batch.routing is not None:
-                totals = [total + count for total, count in zip(totals, batch.routing.counts, strict=True)]
-                self._demand(layer, batch.routing)
-                routings[batch.index] = batch.routing
+            silent.append(batch)
+            while silent and silent[0].is_heard:
+                self._hear(layer, silent.popleft(), routings)
+        for batch in silent:
+            self._hear(layer, batch, routings)
         assert len(routings) in (0, len(group)), "batches disagree on whether the layer has experts"
         if not routings:
             return uses, None
         self._predictor.observe(layer, routings)
-        return uses, totals
+        return uses, [sum(counts) for counts in zip(*(each.counts for each in routings.values()), strict=True)]
+
+    def _hear(self, layer: int, batch: Batch, routings: dict[int, Routing]) -> None:
+        """Send for what a batch's router said."""
+        routing = batch.routing
+        if routing is not None:
+            routings[batch.index] = routing
+            self._demand(layer, routing)
 
     def _bring_caches(self, turn: int, group: Sequence[Batch]) -> None:
         """Send for the caches of the batches whose turns come next, layer after layer; there is room for so many."""

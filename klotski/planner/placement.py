@@ -7,7 +7,7 @@ from klotski.core import Block, Residents
 from klotski.planner.facts import ModelFacts
 from klotski.planner.terms import Wishes
 
-__all__ = ["choose_residents", "placement_order", "placement_reason"]
+__all__ = ["choose_residents", "first_blocks", "placement_order", "placement_reason"]
 
 
 def placement_order(facts: ModelFacts, wishes: Wishes, tokens: float = 1) -> list[Block]:
@@ -39,6 +39,17 @@ def choose_residents(facts: ModelFacts, order: Sequence[Block], room: int, *, wi
         if facts.block_bytes[block] <= room and (with_experts or block.is_dense):
             room -= facts.block_bytes[block]
             yield block
+
+
+def first_blocks(facts: ModelFacts, order: Sequence[Block], room: int) -> list[Block]:
+    """As many blocks as there is room for, in this order."""
+    taken = []
+    for block in order:
+        room -= facts.block_bytes[block]
+        if room < 0:
+            break
+        taken.append(block)
+    return taken
 
 
 def placement_reason(facts: ModelFacts, wishes: Wishes) -> str:

@@ -17,6 +17,7 @@ class SyntheticBatch:
     """
 
     outlook: Sequence[float] | None = None
+    is_heard = True
 
     def __init__(
         self,

@@ -1,14 +1,14 @@
 """Where blocks come from, in virtual time: disk, or CPU memory and, for what it has no room for, disk."""
 
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 
 from klotski.core import Block, LaneName, Operation
 from klotski.lanes import Event, SpanSink, VirtualClock, VirtualLane, VirtualWire
-from klotski.planner import ModelFacts, Rates
+from klotski.planner import ModelFacts, Rates, first_blocks
 from klotski.planner.costs import CROWDED
 from klotski.planner.memory import WINDOW
 from klotski.weights.residency import SlotKind
+from klotski.weights.window import Window
 
 __all__ = ["Supply"]
 
@@ -42,12 +42,12 @@ class Supply:
         self.wire = VirtualWire(sink, clock)
         """Into the GPU, if there is one."""
         self._on_host: set[Block] = set()
-        self._window: deque[Event] = deque()
         if (speed := rates.link) is not None:
             self._link = VirtualLane(
                 LaneName.LINK, sink, clock, lambda operation: operation.nbytes / speed, 0.0, self.wire
             )
-            self._on_host = set(take(facts, order, host))
+            self._on_host = set(first_blocks(facts, order, host))
+            self._window = Window(WINDOW, self._disk, self._link)
 
     @property
     def is_reading(self) -> bool:
@@ -71,23 +71,8 @@ class Supply:
             return self._disk.submit(operation, nothing, tuple(after))
         if block in self._on_host:
             return self._link.submit(operation, nothing, tuple(after))
-        room = (self._window.popleft(),) if len(self._window) == WINDOW else ()
-        read = self._disk.submit(operation, nothing, room)
-        arrival = self._link.submit(operation, nothing, (read, *after))
-        self._window.append(arrival)
-        return arrival
+        return self._window.carry(operation, nothing, nothing, after)
 
 
-def take(facts: ModelFacts, order: Sequence[Block], room: int) -> list[Block]:
-    """As many blocks as there is room for, in this order."""
-    taken = []
-    for block in order:
-        room -= facts.block_bytes[block]
-        if room < 0:
-            break
-        taken.append(block)
-    return taken
-
-
-def nothing() -> None:
+def nothing(*_: int) -> None:
     """What a transfer in virtual time does."""

@@ -1,40 +1,27 @@
 """The memory behind the slots: allocated once, filled by a lane, seen as parameters."""
 
 from collections import deque
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from itertools import cycle
-from typing import Protocol
 
 import torch
 
-from klotski.core import Block, Operation, Residents
-from klotski.lanes import Event, Lane, Pending
+from klotski.core import Block, Residents
+from klotski.lanes import Event, Pending
+from klotski.weights.carriers import Carrier
 from klotski.weights.layout import BlockLayout
 from klotski.weights.memory import allocate
 from klotski.weights.residency import Residency, SlotKind
 
-__all__ = ["DEPTH", "BlockStore", "Source", "slot_sizes"]
+__all__ = ["DEPTH", "BlockStore", "slot_sizes"]
 
 DEPTH = 2  # blocks that are being read: one, and one that waits at the device's door
 
 
-class Source(Protocol):
-    """Where blocks come from; see `Reader`."""
-
-    def start(self, layout: BlockLayout, slot: torch.Tensor) -> Pending:
-        """Begin to fill a slot with a block."""
-
-    def read(self, layout: BlockLayout, slot: torch.Tensor) -> None:
-        """Fill a slot with a block."""
-
-    def close(self) -> None:
-        """Give back what it holds."""
-
-
 class BlockStore:
-    """Slots and residents of one tier.
+    """Slots and residents of the device tier.
 
-    All memory is allocated here, once: `nbytes` is what was taken. Residents are read before the
+    All memory is taken from `allocate` here, once: `nbytes` is how much. Residents are brought before the
     first sweep (`load_residents`); the others when `residency` hands out a slot for them. Slots that
     are lent lie in `spare` (uint8, on a page boundary), which belongs to somebody else. `cache`: whether
     slots keep experts for their next use; see `Residency`.
@@ -45,14 +32,13 @@ class BlockStore:
         layouts: Mapping[Block, BlockLayout],
         slots: Mapping[SlotKind, int],
         residents: Collection[Block],
-        source: Source,
-        lane: Lane,
+        carrier: Carrier,
         spare: torch.Tensor | None = None,
         cache: Residents = Residents.none,
+        allocate: Callable[[int], torch.Tensor] = allocate,
     ) -> None:
         self._layouts = layouts
-        self._source = source
-        self._lane = lane
+        self._carrier = carrier
         self._slot_bytes = slot_sizes(layouts)
         self._slots = {
             kind: allocate(slots.get(kind, 0) * size).view(slots.get(kind, 0), size)
@@ -73,7 +59,7 @@ class BlockStore:
 
     def load_residents(self) -> None:
         """Read all residents; returns when they are here."""
-        for event in [self._read(block, memory, ()) for block, memory in self._residents.items()]:
+        for event in [self._carrier.carry(block, memory, ()) for block, memory in self._residents.items()]:
             event.wait()
 
     def glance(self, block: Block) -> dict[str, torch.Tensor]:
@@ -81,7 +67,7 @@ class BlockStore:
         if block in self._residents:
             return self.views(block)
         slot = self._slot(SlotKind.of(block), 0)
-        self._source.read(self._layouts[block], slot)
+        self._carrier.start(block, slot).wait()
         return self._layouts[block].views_of(slot)
 
     def streamed_experts(self) -> list[Block]:
@@ -97,8 +83,7 @@ class BlockStore:
         under_way: deque[tuple[Pending, int]] = deque()
         try:
             for block, slot in zip(blocks, cycle(self._slots[SlotKind.EXPERT]), strict=False):
-                layout = self._layouts[block]
-                under_way.append((self._source.start(layout, slot), layout.disk_bytes))
+                under_way.append((self._carrier.start(block, slot), self._layouts[block].disk_bytes))
                 if len(under_way) == min(DEPTH, len(self._slots[SlotKind.EXPERT])):
                     reading, nbytes = under_way.popleft()
                     reading.wait()
@@ -119,16 +104,11 @@ class BlockStore:
         return self._layouts[block].views_of(memory)
 
     def _bring(self, block: Block, slot: int, after: Collection[Event]) -> Event:
-        return self._read(block, self._slot(SlotKind.of(block), slot), after)
+        return self._carrier.carry(block, self._slot(SlotKind.of(block), slot), after)
 
     def _slot(self, kind: SlotKind, number: int) -> torch.Tensor:
         own = self._slots[kind]
         return own[number] if number < len(own) else self._lent[number - len(own)]
-
-    def _read(self, block: Block, memory: torch.Tensor, after: Collection[Event]) -> Event:
-        layout = self._layouts[block]
-        operation = Operation(SlotKind.of(block), block.layer, block.expert, nbytes=layout.disk_bytes)
-        return self._lane.submit(operation, lambda: self._source.start(layout, memory), tuple(after))
 
 
 def slot_sizes(layouts: Mapping[Block, BlockLayout]) -> dict[SlotKind, int]:

@@ -147,6 +147,7 @@ class FakeBatch:
         self.output_tokens = 0
         self.cache_bytes = 0
         self.routing: Routing | None = None
+        self.is_heard = True
         self.outlook: Sequence[float] | None = None
         self._steps = steps
         self._visit = visit

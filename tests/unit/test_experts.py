@@ -93,8 +93,8 @@ def workspace(call: ExpertsCall, inner: int, spare: int = 0) -> Workspace:
 
 def run(calls: Sequence[ExpertsCall], space: Workspace, order: Sequence[int]) -> torch.Tensor:
     """The outputs of all calls, one after the other; experts in this order, those without tokens left out."""
-    phase = ExpertPhase(calls, space)
-    counts = count_tokens(calls)
+    counts = count_tokens(calls, torch.cat([call.choices for call in calls]).numpy())
+    phase = ExpertPhase(calls, space, counts)
     for expert in order:
         if counts[expert]:
             phase.compute(expert, views_of(calls[0].module, expert))
@@ -213,7 +213,7 @@ def test_the_tokens_of_each_expert_are_counted_over_all_calls() -> None:
         ExpertsCall(module, torch.zeros(len(each), 2), each, torch.ones(each.shape))
         for each in (choices[:2], choices[2:])
     ]
-    assert count_tokens(calls) == (2, 1, 0, 3, 0)
+    assert count_tokens(calls, choices.numpy()) == (2, 1, 0, 3, 0)
 
 
 @given(st.integers(1, 2000), st.builds(WorkspaceShape, *(st.integers(1, most) for most in (64, 8, 64, 64))))

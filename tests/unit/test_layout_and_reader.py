@@ -21,6 +21,7 @@ from klotski.weights import (
     BlockLayout,
     BlockStore,
     Checkpoint,
+    FromDisk,
     ParameterSpec,
     Part,
     Reader,
@@ -399,7 +400,9 @@ class TestBlockStore:
 
     def test_holds_what_was_planned_and_no_more(self, layouts: dict[Block, BlockLayout], reader: Reader) -> None:
         lane = ThreadLane("disk", Sink(), time.monotonic)
-        store = BlockStore(layouts, {SlotKind.DENSE: 2, SlotKind.EXPERT: 3}, [Block(0, 1)], reader, lane)
+        store = BlockStore(
+            layouts, {SlotKind.DENSE: 2, SlotKind.EXPERT: 3}, [Block(0, 1)], FromDisk(layouts, reader, lane)
+        )
         lane.close()
         expert, dense = layouts[Block(0, 0)].slot_bytes, layouts[Block(0)].slot_bytes
         assert store.nbytes == 2 * dense + 3 * expert + expert
@@ -411,7 +414,9 @@ class TestBlockStore:
         sink = Sink()
         lane = ThreadLane("disk", sink, time.monotonic, depth)
         resident = Block(0, 4)
-        store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 2}, [resident], reader, lane)
+        store = BlockStore(
+            layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 2}, [resident], FromDisk(layouts, reader, lane)
+        )
         store.load_residents()
         for expert in (0, 1, 2, 3, 0, 3, 1):
             block = Block(0, expert)
@@ -432,7 +437,7 @@ class TestBlockStore:
         lane = ThreadLane("disk", Sink(), time.monotonic)
         size = layouts[Block(0, 0)].slot_bytes
         spare = allocate(2 * size + 1)
-        store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 1}, [], reader, lane, spare)
+        store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 1}, [], FromDisk(layouts, reader, lane), spare)
         assert store.nbytes == layouts[Block(0)].slot_bytes + size
         store.residency.lend()
         for expert in (3, 1, 2):
@@ -450,7 +455,7 @@ class TestBlockStore:
         self, layouts: dict[Block, BlockLayout], reader: Reader
     ) -> None:
         lane = ThreadLane("disk", Sink(), time.monotonic)
-        store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 1}, [], reader, lane)
+        store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 1}, [], FromDisk(layouts, reader, lane))
         for expert in (DENSE, 2):
             store.residency.request(Block(0, expert))
         for expert in (DENSE, 2):
@@ -464,7 +469,9 @@ class TestBlockStore:
     ) -> None:
         sink = Sink()
         lane = ThreadLane("disk", sink, time.monotonic)
-        store = BlockStore(layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 2}, [Block(0, 1)], reader, lane)
+        store = BlockStore(
+            layouts, {SlotKind.DENSE: 1, SlotKind.EXPERT: 2}, [Block(0, 1)], FromDisk(layouts, reader, lane)
+        )
         assert store.streamed_experts() == [Block(0, expert) for expert in (0, 2, 3, 4)]
         reading = store.read_past_lane(cycle(store.streamed_experts()[1:]))
         assert [next(reading) for _ in range(3)] == [4 * 6 * 4] * 3
@@ -479,7 +486,7 @@ class TestBlockStore:
     def test_every_slot_and_resident_begins_on_a_page(self, layouts: dict[Block, BlockLayout], reader: Reader) -> None:
         with_a_dense_resident = [Block(0), Block(0, 1), Block(0, 2)]
         lane = ThreadLane("disk", Sink(), time.monotonic)
-        store = BlockStore(layouts, {SlotKind.EXPERT: 2}, with_a_dense_resident, reader, lane)
+        store = BlockStore(layouts, {SlotKind.EXPERT: 2}, with_a_dense_resident, FromDisk(layouts, reader, lane))
         for expert in (3, 4):
             store.residency.request(Block(0, expert))
         for block in (*with_a_dense_resident, Block(0, 3), Block(0, 4)):

@@ -1,0 +1,125 @@
+"""Where arithmetic happens: in CPU memory, or on a GPU with CPU memory below it."""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from klotski.core import LaneName
+from klotski.lanes import Clock, InlineLane, Lane, SpanSink
+from klotski.lanes.cuda import CudaClock, CudaComputeLane, CudaLane, pin
+from klotski.weights import allocate
+
+__all__ = ["CpuDevice", "CudaDevice", "Device", "find_device"]
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.9  # of a GPU's free memory; the rest is the allocator's, and the libraries'
+
+
+class Device(Protocol):
+    """What the torch executor asks of a device.
+
+    `place`: torch's word for it. `has_host_tier`: it has memory of its own, with CPU memory below it.
+    """
+
+    place: torch.device
+    has_host_tier: bool
+
+    def memory(self) -> tuple[int, str] | None:
+        """Bytes of its own memory that a run may take, and why so many; None: they are CPU memory."""
+
+    def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
+        """What makes the compute lane, and those on the way to and from CPU memory."""
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        """Fresh memory [nbytes] of uint8 of the device."""
+
+    def allocate_host(self, nbytes: int) -> torch.Tensor:
+        """Fresh CPU memory that the device copies from and to at the link's speed."""
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy between CPU memory and the device; on a lane, in its order and without a wait."""
+
+    def wait(self) -> None:
+        """Return when the device has done all that it was given."""
+
+
+class CpuDevice:
+    """The cores, and the memory that they compute in."""
+
+    place = torch.device("cpu")
+    has_host_tier = False
+
+    def memory(self) -> tuple[int, str] | None:
+        """None."""
+        return None
+
+    def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
+        """Arithmetic on the caller's thread; there is nothing to be copied."""
+        return lambda name, sink: InlineLane(name, sink, clock)
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        """Fresh CPU memory."""
+        return allocate(nbytes)
+
+    def allocate_host(self, nbytes: int) -> torch.Tensor:
+        """The same."""
+        return allocate(nbytes)
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy now."""
+        target.copy_(source)
+
+    def wait(self) -> None:
+        """Return: what was given has been done."""
+
+
+class CudaDevice:
+    """A GPU, by streams and events. Nothing of it has been measured on one yet; see `make bench-gpu`."""
+
+    has_host_tier = True
+
+    def __init__(self, index: int = 0) -> None:
+        self.place = torch.device("cuda", index)
+        self._pinning = True
+
+    def memory(self) -> tuple[int, str] | None:
+        """What is free now."""
+        free, _ = torch.cuda.mem_get_info(self.place)
+        return int(SHARE * free), f"{SHARE:.0%} of the {free / 1e9:.1f}GB that are free on {self.place}"
+
+    def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
+        """Streams that share the device's clock."""
+        ticks = CudaClock(clock, self.place)
+
+        def lane(name: LaneName, sink: SpanSink) -> Lane:
+            return (CudaComputeLane if name is LaneName.COMPUTE else CudaLane)(name, sink, clock, ticks)
+
+        return lane
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        """Memory of the GPU."""
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.place)
+
+    def allocate_host(self, nbytes: int) -> torch.Tensor:
+        """Pinned memory; where the driver refuses to pin it, plain memory, after one warning."""
+        memory = allocate(nbytes)
+        if self._pinning and not pin(memory):
+            self._pinning = False
+            logger.warning("CPU memory could not be pinned, so that copies to the GPU are slower: see `ulimit -l`")
+        return memory
+
+    def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Copy on the stream of the lane that this is called on."""
+        target.copy_(source, non_blocking=True)
+
+    def wait(self) -> None:
+        """Wait for all streams."""
+        torch.cuda.synchronize(self.place)
+
+
+def find_device() -> Device:
+    """The GPU, if there is one that torch can use; else the cores."""
+    return CudaDevice() if torch.cuda.is_available() else CpuDevice()
