@@ -22,6 +22,12 @@ run: setup ## a run; ARGS="GROUP=OPTION GROUP.KEY=VALUE ..." passes overrides
 test: lint ## everything that has to hold
 	$(BIN)/pytest
 
+test-slow: setup ## a thousand random schedules over three tiers, late and poisoned; half an hour
+	$(BIN)/pytest -m slow
+
+test-gpu: setup ## what only a GPU can show: parity, races, the syncs of a sweep; skipped without CUDA
+	$(BIN)/pytest -m gpu tests/gpu
+
 bench-models: $(VENV)/.bench ## random checkpoints of twice 3 GiB under outputs/, to measure on
 	$(BIN)/python -m tests.benchmarks.models
 
@@ -57,4 +63,4 @@ format: setup ## lay the code out as the linter wants it
 clean: ## remove what was built here; runs in outputs/ stay
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run test bench-models bench bench-ablation bench-planner bench-prediction shapes lint format clean
+.PHONY: help setup run test test-slow test-gpu bench-models bench bench-ablation bench-planner bench-prediction shapes lint format clean

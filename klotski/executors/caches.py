@@ -80,5 +80,6 @@ class MovingCaches:
         self._home.clear()
 
     def _copy(self, pieces: Pieces) -> None:
-        for target, source in pieces:
-            self._device.copy(target, source)
+        with torch.inference_mode():  # in which the batches took the memory, on another thread
+            for target, source in pieces:
+                self._device.copy(target, source)
