@@ -120,6 +120,6 @@ class CudaDevice:
         torch.cuda.synchronize(self.place)
 
 
-def find_device() -> Device:
-    """The GPU, if there is one that torch can use; else the cores."""
-    return CudaDevice() if torch.cuda.is_available() else CpuDevice()
+def find_device(hardware: str) -> Device:
+    """The GPU, if there is one that torch can use, and `hw=cpu` does not leave it alone; else the cores."""
+    return CudaDevice() if hardware != "cpu" and torch.cuda.is_available() else CpuDevice()

@@ -45,13 +45,11 @@ def find_terms(
     `known`: rates that were measured here; `own`: bytes that a GPU has free, and why so many.
     """
     lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
-    return Terms(
-        facts,
-        Demand(lengths),
-        grant(config, own),
-        wishes(config),
-        choose_rates(config, known or NOMINAL, str(model.shell.dtype)),
-    )
+    rates = choose_rates(config, known or NOMINAL, str(model.shell.dtype))
+    wished = wishes(config)
+    if rates.link is not None:  # weights that are made up are so in CPU memory, and stream from there
+        wished = wished._replace(all_stay=False)
+    return Terms(facts, Demand(lengths), grant(config, own), wished, rates)
 
 
 def is_described(config: RunConfig) -> bool:

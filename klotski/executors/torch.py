@@ -80,7 +80,7 @@ class TorchExecutor:
 
     def run(self, config: RunConfig, log: RunLog, recorder: Recorder, totals: Totals) -> None:
         """Open the model, read the workload, plan, and sweep."""
-        device = self._device or find_device()
+        device = self._device or find_device(config.hw.name)
         configure(config, device)
         task = prepare(config, log, device)
         totals.plan = task.plan.as_dict()
