@@ -1,13 +1,14 @@
 """Keeps a run's totals true while it goes on: results, sweeps, memory, progress."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
 
 from klotski.core import PrefetchCount, Request, Result, SweepReport
-from klotski.planner import ModelFacts, peak_memory
-from klotski.telemetry import Progress, Recorder, RunLog, SweepUse, Totals, ratio
+from klotski.lanes import Lane
+from klotski.planner import ModelFacts, peak_memory, process_memory
+from klotski.telemetry import Progress, Recorder, RunLog, StateEvent, SweepUse, Totals, ratio
 from klotski.workload import Encoder, result_line
 
 __all__ = ["Account"]
@@ -75,6 +76,20 @@ class Account:
     def sweeping(self, prefetch: Sequence[PrefetchCount]) -> None:
         """Sweeps begin; the sweeper keeps `prefetch` of each layer as they go."""
         self._totals.prefetch = prefetch
+
+    def look(self, time: float, lanes: Iterable[Lane], wanted: Mapping[str, int]) -> StateEvent:
+        """How things stand."""
+        prefetch = PrefetchCount.total(self._totals.prefetch) if self._totals.prefetch else PrefetchCount()
+        return StateEvent(
+            time=time,
+            waiting={lane.name: lane.waiting for lane in lanes},
+            wanted=dict(wanted),
+            memory=process_memory(),
+            requested=prefetch.requested,
+            used=prefetch.used,
+            output_tokens=self._totals.output_tokens,
+            requests=self._totals.num_requests,
+        )
 
     def result(self, result: Result) -> None:
         """A request has finished: its line is on disk when this returns."""

@@ -113,17 +113,20 @@ def carry_out(config: RunConfig, task: Task, device: Device, log: RunLog, record
     with ExitStack() as stack, torch.inference_mode():
         account = stack.enter_context(Account(task.requests, task.facts, task.encoder, log, recorder, totals))
         calibration = Calibration(recorder)
-        lanes = device.lanes(log.clock)
+        make_lane = device.lanes(log.clock)
+        lanes: list[Lane] = []
 
         def lane(name: LaneName) -> Lane:
-            made = lanes(name, calibration if name is LaneName.COMPUTE else recorder)
+            made = make_lane(name, calibration if name is LaneName.COMPUTE else recorder)
             stack.callback(made.close)
+            lanes.append(made)
             return made
 
         source: Source = DummyReader() if is_dummy(config) else Reader(model.staging)
         stack.callback(source.close)  # after the lane that reads with it
         disk = ThreadLane(LaneName.DISK, recorder, log.clock, DEPTH)
         stack.callback(disk.close)
+        lanes.append(disk)
         compute = lane(LaneName.COMPUTE)
         workspace = make_workspace(model, plan, device)
         carrier, host = make_carrier(task, device, source, disk, lane)
@@ -141,6 +144,7 @@ def carry_out(config: RunConfig, task: Task, device: Device, log: RunLog, record
         worker = TorchWorker(model.shell, store, workspace)
         sweeper = make_sweeper(config, task, predictor, store.residency, compute, worker, caches)
         account.sweeping(sweeper.prefetch)
+        stack.enter_context(recorder.telling(lambda: account.look(log.clock(), lanes, sweeper.waiting)))
         foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None
         batches = make_batches(config, task, device, account, foresight)
 

@@ -67,6 +67,11 @@ class Lane(ABC):
     def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:
         """Queue an operation that begins after `after`; returns its completion."""
 
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Operations that were submitted and have not ended, and their bytes; may be asked by any thread."""
+        return 0, 0
+
     def close(self) -> None:  # noqa: B027  (a lane without a thread has nothing to stop)
         """Stop working; operations not yet begun are dropped."""
 

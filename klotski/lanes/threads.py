@@ -99,6 +99,7 @@ class ThreadLane(Lane):
         self._room = threading.Semaphore(depth)
         self._error: BaseException | None = None
         self._closing = False
+        self._submitted, self._ended = [0, 0], [0, 0]  # operations and bytes, each counted by one thread
         self._threads = [
             threading.Thread(target=work, name=f"klotski-{name}-{what}", daemon=True)
             for what, work in (("begin", self._begin), ("end", self._end))
@@ -110,8 +111,16 @@ class ThreadLane(Lane):
         """Queue the operation and return at once."""
         assert not self._closing, f"the {self.name} lane was closed before {operation} was submitted"
         completion = _Completion()
+        self._submitted[0] += 1
+        self._submitted[1] += operation.nbytes
         self._queue.put(_Queued(operation, run, after, completion))
         return completion
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Operations and bytes that have not ended."""
+        (count, nbytes), (ended, done) = self._submitted, self._ended
+        return max(0, count - ended), max(0, nbytes - done)
 
     def close(self) -> None:
         """Let the operations in progress end, drop the others, and join the threads."""
@@ -152,4 +161,6 @@ class ThreadLane(Lane):
                 begin, ended = max(item.begin, ended), self._clock()
                 self._sink.span(Span(self.name, item.operation, begin, ended))
             self._room.release()
+            self._ended[0] += 1
+            self._ended[1] += item.operation.nbytes
             item.completion.complete(error)

@@ -78,6 +78,11 @@ class Sweeper:
             self._layer(layer, group)
         self._score([batch for batch in group if batch.is_scoring])
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """Blocks that wait for a slot: asked for by routers, dense parts, guesses. May be asked by any thread."""
+        return {"demanded": len(self._demanded), "dense": len(self._dense), "guesses": len(self._guesses)}
+
     def close(self) -> None:
         """Give back what was brought for a sweep that will not come, once it is here; another may begin afterwards."""
         for waiting in (self._demanded, self._dense, self._guesses, self._guessed, self._claimed):

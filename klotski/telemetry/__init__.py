@@ -2,7 +2,7 @@
 
 from klotski.telemetry.metrics import SweepUse, Totals, ratio, summarize
 from klotski.telemetry.progress import Progress
-from klotski.telemetry.recorder import Allowance, Recorder, SweepEvent
+from klotski.telemetry.recorder import Allowance, Recorder, StateEvent, SweepEvent
 from klotski.telemetry.runlog import RunLog
 from klotski.telemetry.trace import write_trace
 
@@ -11,6 +11,7 @@ __all__ = [
     "Progress",
     "Recorder",
     "RunLog",
+    "StateEvent",
     "SweepEvent",
     "SweepUse",
     "Totals",

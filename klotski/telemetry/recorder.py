@@ -1,8 +1,8 @@
 """Spans on their way to `events.jsonl`, and what they add up to.
 
 A line is a JSON object with `event`: `span` (an operation on a lane), `bubble` (the compute lane
-waited for this operation's block) or `sweep`. Times are seconds since the run's clock started,
-which `run.json` gives as wall-clock time. Fields at their default are left out.
+waited for this operation's block), `sweep`, or `state` (how things stand, for who looks on). Times are
+seconds since the run's clock started, which `run.json` gives as wall-clock time. Fields at their default are left out.
 
 So that the file of a run of hours can still be opened, not all sweeps are written operation by
 operation: `Detail` says how many lines a run may take. Of the others, `spans` and `bubbles` sum up
@@ -11,14 +11,28 @@ what a lane did in a layer, or the line of the sweep has to do.
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import IntEnum
 
 import msgspec
 
 from klotski.core import DENSE, Span, SweepReport
+from klotski.errors import OutputError
 
-__all__ = ["Allowance", "BubbleEvent", "BubblesEvent", "Event", "Recorder", "SpanEvent", "SpansEvent", "SweepEvent"]
+__all__ = [
+    "Allowance",
+    "BubbleEvent",
+    "BubblesEvent",
+    "Event",
+    "Recorder",
+    "SpanEvent",
+    "SpansEvent",
+    "StateEvent",
+    "SweepEvent",
+]
+
+PERIOD = 0.25  # seconds from one look at how things stand to the next
 
 
 class SpanEvent(msgspec.Struct, tag_field="event", tag="span", omit_defaults=True, gc=False):
@@ -57,6 +71,24 @@ class BubblesEvent(SpansEvent, tag="bubbles", omit_defaults=True, gc=False):
     """A line for the waits of the compute lane for such operations."""
 
 
+class StateEvent(msgspec.Struct, tag_field="event", tag="state"):
+    """A line for how things stand at `time`, for who looks on.
+
+    `waiting`: operations and bytes that each lane has before it; `wanted`: blocks that wait for a slot, by why;
+    `memory`: bytes of the process; `requested`, `used`: guesses of the prefetcher so far; `output_tokens`, `requests`:
+    given, and done so far.
+    """
+
+    time: float
+    waiting: dict[str, tuple[int, int]]
+    wanted: dict[str, int]
+    memory: int
+    requested: int
+    used: int
+    output_tokens: int
+    requests: int
+
+
 class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep"):
     """A line for a sweep; the fields are those of the report."""
 
@@ -70,7 +102,7 @@ class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep"):
     cache_bytes: int
 
 
-Event = SpanEvent | BubbleEvent | SpansEvent | BubblesEvent | SweepEvent
+Event = SpanEvent | BubbleEvent | SpansEvent | BubblesEvent | StateEvent | SweepEvent
 
 
 class Detail(IntEnum):
@@ -114,6 +146,7 @@ class Recorder:
     ) -> None:
         self._write = write
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._encoder = msgspec.json.Encoder()
         self._pending: list[msgspec.Struct] = []
         self._allowances = {
@@ -173,12 +206,37 @@ class Recorder:
 
     def flush(self) -> None:
         """Write what has come since the last flush."""
-        with self._lock:
-            self._settle_sums()
-            pending, self._pending = self._pending, []
-            self._lines += len(pending)
-        if pending and self._write is not None:
-            self._write(self._encoder.encode_lines(pending))
+        with self._writing:
+            with self._lock:
+                self._settle_sums()
+                pending, self._pending = self._pending, []
+                self._lines += len(pending)
+            if pending and self._write is not None:
+                self._write(self._encoder.encode_lines(pending))
+
+    @contextmanager
+    def telling(self, look: Callable[[], StateEvent]) -> Iterator[None]:
+        """Write how things stand, and what has come, several times a second, for who looks on."""
+        if self._write is None:
+            yield
+            return
+        ended = threading.Event()
+
+        def tell() -> None:
+            with suppress(OutputError):  # who sweeps will hear of it as well
+                while not ended.wait(PERIOD):
+                    state = look()
+                    with self._lock:
+                        self._pending.append(state)
+                    self.flush()
+
+        teller = threading.Thread(target=tell, name="klotski-telling", daemon=True)
+        teller.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            teller.join()
 
     def _settle_sums(self) -> None:
         self._pending += self._sums.values()

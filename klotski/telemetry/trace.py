@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from klotski.core import DENSE
-from klotski.telemetry.recorder import BubbleEvent, BubblesEvent, Event, SpanEvent, SpansEvent, SweepEvent
+from klotski.telemetry.recorder import BubbleEvent, BubblesEvent, Event, SpanEvent, SpansEvent, StateEvent, SweepEvent
 
 __all__ = ["write_trace"]
 
@@ -38,6 +38,16 @@ def write_trace(events: Path, trace: Path) -> bool:
 def entries(event: Event, tracks: dict[str, int]) -> Iterator[dict[str, Any]]:
     """The trace entries of one event, with the track's name before its first use."""
     match event:
+        case StateEvent():
+            for lane, (operations, _) in event.waiting.items():
+                yield {
+                    "ph": "C",
+                    "pid": 1,
+                    "name": f"waiting for {lane}",
+                    "ts": round(event.time * 1e6, 3),
+                    "args": {"operations": operations},
+                }
+            return
         case SweepEvent():
             track, name = "sweeps", f"sweep {event.index}"
             args: dict[str, float] = {
