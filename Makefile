@@ -20,7 +20,7 @@ run: setup ## a run; ARGS="GROUP=OPTION GROUP.KEY=VALUE ..." passes overrides
 	@$(BIN)/python -m klotski $(ARGS)
 
 test: lint ## everything that has to hold
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadscope
 
 test-slow: setup ## a thousand random schedules over three tiers, late and poisoned; half an hour
 	$(BIN)/pytest -m slow

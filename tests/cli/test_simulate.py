@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from klotski.assets import SHAPES
 from tests.cli.process import run_klotski
 
 
@@ -98,3 +99,11 @@ def test_hardware_that_cannot_be_is_refused_by_its_key(override: str, says: str,
     finished = run_klotski("model=mixtral", "hw=rtx4090", override, "hydra.run.dir=run", cwd=tmp_path)
     assert finished.status == 1
     assert says in finished.err
+
+
+def test_a_config_alone_is_enough_to_predict(tmp_path: Path) -> None:
+    model = ["model=custom", f"model.path={SHAPES / 'olmoe-1b-7b' / 'config.json'}", "executor=simulate"]
+    lengths = ["workload=synthetic", "workload.num_requests=4", "workload.input_tokens=8", "workload.output_tokens=2"]
+    said, metrics = predict(*model, "hw=rtx4090", *lengths, cwd=tmp_path)
+    assert "predicted, not run: executor=simulate" in said
+    assert metrics["output_tokens"] == 8

@@ -44,7 +44,7 @@ def expected(folder: Path) -> dict[str, list[int]]:
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], phases=PHASES)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow], phases=PHASES)
 @given(
     strategy=STRATEGIES,
     n_batches=st.sampled_from([1, 2, 5]),

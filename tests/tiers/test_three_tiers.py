@@ -103,12 +103,12 @@ def check(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> No
         )
         assert read_results(Path(name)) == expected
     moved = metrics["bytes_moved"]
-    assert moved["link"]
+    assert schedule.placement != "none" or moved["link"]
     assert ("kv_in" in moved) == ("kv_out" in moved) == (schedule.kv_cache == "host")
     assert schedule.host_memory != "30MB" or "disk" not in moved
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
 @given(schedule=SCHEDULES)
 def test_tokens_are_the_same_however_late_blocks_and_caches_are(
     model: Path, expected: dict[str, list[int]], schedule: Schedule

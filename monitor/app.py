@@ -1,0 +1,232 @@
+"""The terminal app: tabs of panels over one run, and the keys."""
+
+import select
+import sys
+from bisect import bisect_left
+from datetime import datetime
+from pathlib import Path
+from typing import ClassVar
+
+from rich.console import Console
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import Footer, Header, OptionList, Static, TabbedContent, TabPane
+from textual.widgets.option_list import Option
+
+from monitor.hardware import Gpu, look_at_gpus
+from monitor.panels import PANELS, View
+from monitor.player import Player
+from monitor.source import Run, find_runs
+
+__all__ = ["Monitor"]
+
+PERIOD = 0.25  # seconds from one picture to the next
+SLOW = 8  # pictures from one look at what changes slowly to the next
+ZOOM = 1.5
+SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0)
+JUMP = 0.02  # of the run, or a second
+BY_TAB = {name.lower(): draw for name, draw in PANELS.items()}
+
+
+class Monitor(App[None]):
+    """Shows a run. `folder`: where to look for others."""
+
+    TITLE = "klotski-monitor"
+    CSS = "Static.panel { padding: 0 1; } OptionList { height: 1fr; }"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "Quit"),
+        *(Binding(str(number), f"panel('{name}')", name, show=False) for number, name in enumerate(PANELS, start=1)),
+        Binding("right_square_bracket", "next(1)", "Next panel", show=False),
+        Binding("left_square_bracket", "next(-1)", "Previous panel", show=False),
+        Binding("space", "pause", "Pause", priority=True),
+        Binding("left", "jump(-1)", "Back", priority=True),
+        Binding("right", "jump(1)", "On", priority=True),
+        Binding("home", "seek(0)", "Begin", show=False),
+        Binding("end,l", "live", "Live"),
+        Binding("minus", "zoom(1)", "Out"),
+        Binding("plus,equals_sign", "zoom(-1)", "In"),
+        Binding("less_than_sign,comma", "speed(-1)", "Slower", show=False),
+        Binding("greater_than_sign,full_stop", "speed(1)", "Faster", show=False),
+        Binding("r", "runs", "Runs"),
+        Binding("s", "picture", "Picture"),
+        Binding("question_mark", "show_help_panel", "Help"),
+    ]
+
+    def __init__(self, run: Run | None, folder: Path, pictures: Path | None = None) -> None:
+        super().__init__()
+        self._folder = folder
+        self._pictures = pictures or Path()
+        self._player = Player(run) if run else None
+        self._gpus: list[Gpu] = []
+        self._ticks = 0
+        self._window: float | None = None  # seconds; until somebody zooms, the last sweeps
+
+    def compose(self) -> ComposeResult:
+        """The header, the tabs, and the keys."""
+        yield Header(show_clock=False)
+        with TabbedContent(id="tabs"):
+            for name in PANELS:
+                with TabPane(name, id=name.lower()), VerticalScroll(can_focus=False):
+                    yield Static(id=f"panel-{name.lower()}", classes="panel")
+            with TabPane("Runs", id="runs"):
+                yield OptionList(id="list")
+        yield Footer(compact=True)
+
+    def on_mount(self) -> None:
+        """Begin to look."""
+        self.list_runs()
+        if self._player is None:
+            self.action_panel("Runs")
+        else:
+            self.begin()
+        self.set_interval(PERIOD, self.tick)
+        self.tick()
+
+    def begin(self) -> None:
+        """What has ended is shown as it ended; how long a window is follows from the run."""
+        assert self._player is not None
+        self.sub_title = str(self._player.run.folder)
+        self._ticks = 0
+
+    def tick(self) -> None:
+        """Read what has come, and draw the panel that is seen."""
+        if not self.is_headless and has_hung_up():
+            self.exit()
+        player = self._player
+        if player is None:
+            self.sub_title = f"no run under {self._folder} yet"
+            if self._ticks % SLOW == 0:
+                self.list_runs()
+            self._ticks += 1
+            return
+        player.advance(PERIOD)
+        if self._ticks % SLOW == 0:
+            self._status, self._plan, self._metrics = player.run.status(), player.run.plan(), player.run.metrics()
+            self._choices, self._gpus = player.run.choices(), look_at_gpus()
+        self._ticks += 1
+        for tabs in self.query("#tabs").results(TabbedContent):  # none are left while the app is closing
+            for panel in self.query(f"#panel-{tabs.active}").results(Static):
+                panel.update(BY_TAB[tabs.active](self.view()))
+
+    def view(self) -> View:
+        """What is to be drawn now."""
+        assert self._player is not None
+        return View(
+            self._player,
+            self._status,
+            self._plan,
+            self._metrics,
+            self._choices,
+            self._gpus,
+            max(40, self.size.width - 4),
+            max(10, self.size.height - 6),
+            self._window or self.usual_window(),
+        )
+
+    def usual_window(self) -> float:
+        """Seconds of the last two sweeps, or of what there is."""
+        assert self._player is not None
+        begin, end = self._player.state.last_sweep
+        return max(0.01, 2 * (end - begin)) if self._player.state.sweeps else max(1.0, end)
+
+    def list_runs(self) -> None:
+        """All runs that can be shown."""
+        options = self.query_one("#list", OptionList)
+        options.clear_options()
+        self._runs = find_runs(self._folder)
+        for index, run in enumerate(self._runs[:200]):
+            status = run.status()
+            began = datetime.fromtimestamp(run.start).strftime("%Y-%m-%d %H:%M:%S")
+            options.add_option(Option(f"{status.word:12}{began}  {run.folder}", id=str(index)))
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Show the run that was picked."""
+        self._player = Player(self._runs[int(event.option_id or 0)])
+        self.begin()
+        self.tick()
+        self.action_panel("Overview")
+
+    def action_panel(self, name: str) -> None:
+        """Show a panel."""
+        self.query_one("#tabs", TabbedContent).active = name.lower()
+        self.call_after_refresh(self.tick)
+
+    def action_next(self, step: int) -> None:
+        """Show the next panel, or the one before."""
+        names = [*PANELS]
+        active = self.query_one("#tabs", TabbedContent).active
+        at = next((index for index, name in enumerate(names) if name.lower() == active), 0)
+        self.action_panel(names[(at + step) % len(names)])
+
+    def action_runs(self) -> None:
+        """Pick another run."""
+        self.list_runs()
+        self.action_panel("Runs")
+        options = self.query_one("#list", OptionList)
+        options.highlighted = 0 if options.option_count else None
+        options.focus()
+
+    def action_pause(self) -> None:
+        """Hold the moment that is shown, or go on."""
+        player = self._player
+        if player is None:
+            return
+        if player.is_live:
+            player.is_live, player.is_paused = False, True
+            player.state = player.state.fork()
+        else:
+            player.is_paused = not player.is_paused
+
+    def action_jump(self, step: int) -> None:
+        """Go back or forward in the run."""
+        if self._player is not None:
+            self._player.is_paused = True
+            self._player.seek(self._player.shown + step * max(1.0, JUMP * self._player.end))
+
+    def action_seek(self, moment: float) -> None:
+        """Go to a moment."""
+        if self._player is not None:
+            self._player.is_paused = False
+            self._player.seek(moment)
+
+    def action_live(self) -> None:
+        """Go to the newest there is."""
+        if self._player is not None:
+            self._player.is_paused = False
+            self._player.seek(self._player.end)
+
+    def action_zoom(self, step: int) -> None:
+        """Look at more, or less, of the past."""
+        if self._player is not None:
+            self._window = min(86400.0, max(0.001, (self._window or self.usual_window()) * ZOOM**step))
+
+    def action_speed(self, step: int) -> None:
+        """Replay faster or slower."""
+        if self._player is not None:
+            at = bisect_left(SPEEDS, self._player.speed)
+            self._player.speed = SPEEDS[min(len(SPEEDS) - 1, max(0, at + step))]
+            self.notify(f"replay at {self._player.speed:g} times the speed")
+
+    def action_picture(self) -> None:
+        """Keep what is seen, as SVG and as text, for a report."""
+        name = self._pictures / f"klotski-monitor-{datetime.now():%H%M%S}"
+        try:
+            name.with_suffix(".svg").write_text(self.export_screenshot(title="klotski-monitor"))
+            if self._player is not None:
+                with name.with_suffix(".txt").open("w") as file:
+                    console = Console(file=file, width=self.size.width, no_color=True)
+                    for title, draw in PANELS.items():
+                        console.rule(title)
+                        console.print(draw(self.view()))
+        except OSError as error:
+            self.notify(f"{name}.svg could not be written: {error.strerror}", severity="error")
+        else:
+            self.notify(f"written: {name}.svg and .txt")
+
+
+def has_hung_up() -> bool:
+    """Whether the terminal is gone, which nobody might ever say otherwise."""
+    terminal = select.poll()
+    terminal.register(sys.__stdin__.fileno() if sys.__stdin__ else 0, 0)
+    return bool(terminal.poll(0))

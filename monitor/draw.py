@@ -1,0 +1,97 @@
+"""Pictures out of characters. Shape says everything that colour says, too."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.text import Text
+
+from monitor.state import Lane, State
+
+__all__ = ["LEGEND", "bar", "heat", "size", "spark", "timeline", "when"]
+
+SHADES = " ▁▂▃▄▅▆▇█"
+HEAT = " ·░▒▓█"
+BUBBLE = "x"
+LEGEND = f"height: how busy   {BUBBLE}: compute waits for a block"
+UNITS = ("B", "kB", "MB", "GB", "TB")
+COLOURS = {"compute": "green", "disk": "cyan", "link": "blue", "kv_in": "magenta", "kv_out": "magenta"}
+
+
+def size(nbytes: float) -> str:
+    """Bytes as people say them."""
+    unit = 0
+    while abs(nbytes) >= 1000 and unit < len(UNITS) - 1:
+        nbytes, unit = nbytes / 1000, unit + 1
+    return f"{nbytes:.3g}{UNITS[unit]}"
+
+
+def when(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+def bar(part: float, width: int, style: str = "green") -> Text:
+    """A share of one as a bar with its number."""
+    full = round(max(0.0, min(1.0, part)) * width)
+    return Text.assemble(("█" * full, style), ("─" * (width - full), "dim"), f" {part:4.0%}")
+
+
+def spark(values: Sequence[float], width: int) -> str:
+    """Numbers as heights, the last on the right."""
+    shown = list(values)[-width:]
+    top = max(shown, default=0.0)
+    return "".join(level(value / top if top else 0.0) for value in shown).rjust(width)
+
+
+def level(part: float) -> str:
+    """A character as high as a share of one; something is never nothing."""
+    step = round(part * (len(SHADES) - 1))
+    return SHADES[max(step, 1 if part > 0.01 else 0)]
+
+
+def timeline(state: State, lanes: Iterable[str], begin: float, end: float, width: int) -> list[tuple[str, Text]]:
+    """A row for each lane, compute above the others and its waits above it: how busy it was in each moment."""
+    waits = moments(state.bubbles, begin, end, width, "red bold", BUBBLE)
+    return [
+        ("waits", waits),
+        *((name, moments(state.lanes[name], begin, end, width, COLOURS.get(name, "yellow"))) for name in lanes),
+    ]
+
+
+def moments(lane: Lane, begin: float, end: float, width: int, style: str, mark: str = "") -> Text:
+    """How busy a lane was, moment by moment; or a mark where it was for half of one."""
+    taken = [0.0] * width
+    step = (end - begin) / width
+    for span in lane.between(begin, end):
+        weight = span.seconds / (span.end - span.begin) if span.end > span.begin else 0.0
+        first = max(0, int((span.begin - begin) / step))
+        last = min(width - 1, int((span.end - begin) / step))
+        for column in range(first, last + 1):
+            left = begin + column * step
+            taken[column] += weight * max(0.0, min(span.end, left + step) - max(span.begin, left)) / step
+    if mark:
+        return Text("".join(mark if each >= 0.5 else "·" if each > 0.05 else " " for each in taken), style)
+    return Text("".join(level(min(1.0, each)) for each in taken), style)
+
+
+def heat(rows: Mapping[int, Mapping[int, int]], experts: int, width: int, height: int) -> list[Text]:
+    """Layers by experts, the more the darker; several share a character where there is no room."""
+    layers = sorted(rows)
+    per_column = -(-max(1, experts) // max(1, width))
+    per_row = -(-max(1, len(layers)) // max(1, height))
+    top = max((count for each in rows.values() for count in each.values()), default=0) or 1
+    lines = []
+    for first in range(0, len(layers), per_row):
+        group = layers[first : first + per_row]
+        line = Text(f"{group[0]:4} ", "dim")
+        for column in range(0, experts, per_column):
+            there = range(column, min(experts, column + per_column))
+            most = max(rows[layer].get(expert, 0) for layer in group for expert in there)
+            part = most / top
+            step = max(1 if most else 0, round(part * (len(HEAT) - 1)))
+            line.append(HEAT[step], "bold red" if part > 0.75 else "yellow" if part > 0.35 else "")
+        lines.append(line)
+    return lines
