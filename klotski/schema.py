@@ -43,6 +43,7 @@ __all__ = [
     "RunConfig",
     "SyntheticWorkload",
     "WorkloadConfig",
+    "is_elsewhere",
     "load",
     "register",
 ]
@@ -300,6 +301,11 @@ def load(composed: DictConfig) -> RunConfig:
         raise ConfigError(f"{key} is not a setting; {did_you_mean(key.rpartition('.')[2], siblings)}")
     check(config)
     return config
+
+
+def is_elsewhere(config: RunConfig) -> bool:
+    """Whether another machine is described, or one with a GPU, on which nothing runs yet."""
+    return config.hw.elsewhere or config.hw.link_bandwidth != "auto"
 
 
 def check(config: RunConfig) -> None:

@@ -1,16 +1,15 @@
 """The contract of an executor, and the registry by name."""
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Protocol
 
 from klotski.core import Products
 from klotski.errors import ConfigError
-from klotski.schema import LoadFormat, RunConfig
+from klotski.executors.garbage import uncollected
+from klotski.schema import LoadFormat, RunConfig, is_elsewhere
 from klotski.telemetry import Recorder, RunLog, Totals
 
-__all__ = ["Executor", "create", "is_elsewhere", "uncollected"]
+__all__ = ["Executor", "create"]
 
 
 class Executor(Protocol):
@@ -39,18 +38,6 @@ def create(config: RunConfig) -> Executor:
         raise ConfigError(f"executor={name} does not exist; there are {', '.join(EXECUTORS)}")
     with uncollected():
         return EXECUTORS[name](config)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Leave out the search for garbage that refers to itself: a quarter of a load's or a simulation's time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _torch(config: RunConfig) -> Executor:
@@ -96,11 +83,6 @@ def why_not_here(config: RunConfig) -> str | None:
     if is_away:
         return f"the weights of {model.path} are not on this machine; executor=torch fetches and runs them"
     return None
-
-
-def is_elsewhere(config: RunConfig) -> bool:
-    """Whether another machine is described, or one with a GPU, on which nothing runs yet."""
-    return config.hw.elsewhere or config.hw.link_bandwidth != "auto"
 
 
 EXECUTORS: dict[str, Callable[[RunConfig], Executor]] = {"auto": _auto, "torch": _torch, "simulate": _simulate}

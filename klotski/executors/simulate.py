@@ -8,7 +8,7 @@ from rich.console import Console
 
 from klotski.core import LaneName, Request, SweepReport
 from klotski.executors.account import Account
-from klotski.executors.base import uncollected
+from klotski.executors.garbage import uncollected
 from klotski.executors.planning import describe
 from klotski.executors.task import Task, make_sweeper, prepare
 from klotski.lanes import VirtualClock, VirtualComputeLane

@@ -9,7 +9,6 @@ import torch
 
 from klotski.assets import BUNDLED, SHAPES, TINY
 from klotski.core import Prediction, Request
-from klotski.executors.base import is_elsewhere
 from klotski.executors.devices import CpuDevice, Device
 from klotski.executors.facts import gather_facts
 from klotski.executors.history import History
@@ -19,7 +18,7 @@ from klotski.lanes import Lane
 from klotski.model import OpenModel, open_model
 from klotski.pipeline import Caches, Policy, Predictor, Sweeper, Worker
 from klotski.planner import ModelFacts, Plan, Rates, Terms
-from klotski.schema import DType, LoadFormat, RunConfig
+from klotski.schema import DType, LoadFormat, RunConfig, is_elsewhere
 from klotski.telemetry import RunLog
 from klotski.weights import Residency, find_local, has_weights, resolve
 from klotski.workload import Encoder, RoughTokenizer, load_requests
