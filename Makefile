@@ -19,6 +19,9 @@ setup: $(VENV)/.ready ## the virtual environment, with pinned packages
 run: setup ## a run; ARGS="GROUP=OPTION GROUP.KEY=VALUE ..." passes overrides
 	@$(BIN)/python -m klotski $(ARGS)
 
+monitor: setup ## watch the newest run, or ARGS=RUN
+	@$(BIN)/klotski-monitor $(ARGS)
+
 test: lint ## everything that has to hold
 	$(BIN)/pytest -n 2 --dist loadscope
 
@@ -63,4 +66,4 @@ format: setup ## lay the code out as the linter wants it
 clean: ## remove what was built here; runs in outputs/ stay
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run test test-slow test-gpu bench-models bench bench-ablation bench-planner bench-prediction shapes lint format clean
+.PHONY: help setup run monitor test test-slow test-gpu bench-models bench bench-ablation bench-planner bench-prediction shapes lint format clean
