@@ -103,7 +103,7 @@ class Monitor(App[None]):
         player.advance(PERIOD)
         if self._ticks % SLOW == 0:
             self._status, self._plan, self._metrics = player.run.status(), player.run.plan(), player.run.metrics()
-            self._choices, self._gpus = player.run.choices(), look_at_gpus()
+            self._config, self._gpus = player.run.config(), look_at_gpus()
         self._ticks += 1
         for tabs in self.query("#tabs").results(TabbedContent):  # none are left while the app is closing
             for panel in self.query(f"#panel-{tabs.active}").results(Static):
@@ -117,7 +117,7 @@ class Monitor(App[None]):
             self._status,
             self._plan,
             self._metrics,
-            self._choices,
+            self._config,
             self._gpus,
             max(40, self.size.width - 4),
             max(10, self.size.height - 6),

@@ -27,7 +27,7 @@ class View(NamedTuple):
     status: Status
     plan: dict[str, Any]
     metrics: dict[str, Any]
-    choices: dict[str, str]
+    config: dict[str, Any]
     gpus: list[Gpu]
     width: int
     height: int
@@ -38,6 +38,11 @@ class View(NamedTuple):
     def state(self) -> State:
         """How things stand."""
         return self.player.state
+
+    def group(self, name: str) -> dict[str, Any]:
+        """A group of the run's config; an empty one if it is not known."""
+        group = self.config.get(name)
+        return group if isinstance(group, dict) else {}
 
     @property
     def lanes(self) -> list[str]:
@@ -65,9 +70,8 @@ def overview(view: View) -> RenderableType:
     ]
     if view.status.error:
         lines.append(Text(str(view.status.error), "red"))
-    chosen = ", ".join(
-        f"{group}={view.choices[group]}" for group in ("model", "hw", "pipeline") if group in view.choices
-    )
+    groups = {name: view.group(name).get("name") for name in ("model", "hw", "pipeline")}
+    chosen = ", ".join(f"{group}={name}" for group, name in groups.items() if name)
     lines.append(Text(chosen or view.player.run.folder.name))
     if plan:
         group = f"groups of {plan.get('n_batches')} batches of {plan.get('batch_size')}"
@@ -92,7 +96,7 @@ def overview(view: View) -> RenderableType:
     elif predicted := plan.get("predicted_output_tokens_per_second"):
         lines.append(Text(f"planned   {predicted:.1f} tokens/s"))
     begin, end = view.span
-    cause = state.cause(begin, end, plan_words(view))
+    cause = state.cause(begin, end, view.group("pipeline"))
     waits = bar(cause.waits, max(10, view.width - 30), "red")
     lines += [Text(), Text.assemble("waits     ", waits), Text(cause.sentence)]
     if view.player.damaged:
@@ -217,11 +221,6 @@ def log(view: View) -> RenderableType:
     """The end of the run's log."""
     lines = view.player.run.log()[-max(1, view.height - 1) :]
     return Text("\n".join(lines) or "The log is empty.")
-
-
-def plan_words(view: View) -> dict[str, Any]:
-    """The strategy's settings, as far as the panels have words for them."""
-    return {key.removeprefix("pipeline."): value for key, value in view.choices.items() if key.startswith("pipeline.")}
 
 
 PANELS: dict[str, Callable[[View], RenderableType]] = {

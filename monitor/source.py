@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import psutil
+import yaml
 
 __all__ = ["Run", "Status", "Tail", "find_runs"]
 
@@ -55,19 +56,13 @@ class Run:
         """What came of it; nothing before it has ended."""
         return read_json(self.folder / "metrics.json")
 
-    def choices(self) -> dict[str, str]:
-        """The options that it was composed of, by group."""
+    def config(self) -> dict[str, Any]:
+        """What it was composed of, group by group."""
         try:
-            text = (self.folder / ".hydra" / "config.yaml").read_text()
-        except OSError:
+            content = yaml.safe_load((self.folder / ".hydra" / "config.yaml").read_bytes())
+        except (OSError, yaml.YAMLError):
             return {}
-        found, group = {}, ""
-        for line in text.splitlines():  # `name:` inside of a group; a YAML parser would take longer than all else
-            if line.endswith(":") and not line.startswith(" "):
-                group = line[:-1]
-            elif line.startswith("  name: ") and group:
-                found[group] = line.removeprefix("  name: ").strip()
-        return found
+        return content if isinstance(content, dict) else {}
 
     def log(self) -> list[str]:
         """The last lines of its log."""

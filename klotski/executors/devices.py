@@ -77,7 +77,7 @@ class CpuDevice:
 
 
 class CudaDevice:
-    """A GPU, by streams and events. Nothing of it has been measured on one yet; see `make bench-gpu`."""
+    """A GPU, by streams and events. Nothing of it has been measured on one yet; see `make test-gpu`."""
 
     has_host_tier = True
 
