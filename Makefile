@@ -49,6 +49,9 @@ bench-prediction: $(VENV)/.bench ## what the simulator says of a run, and what t
 shapes: setup ## random checkpoints of five architectures under outputs/, 0.8 GB, for experiment=architectures
 	$(BIN)/python -m scripts.random_checkpoint
 
+outlines: setup ## what predictions know of the models in the package, written anew from their configs
+	$(BIN)/python -m scripts.outlines
+
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
@@ -66,4 +69,4 @@ format: setup ## lay the code out as the linter wants it
 clean: ## remove what was built here; runs in outputs/ stay
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run monitor test test-slow test-gpu bench-models bench bench-ablation bench-planner bench-prediction shapes lint format clean
+.PHONY: help setup run monitor test test-slow test-gpu bench-models bench bench-ablation bench-planner bench-prediction shapes outlines lint format clean

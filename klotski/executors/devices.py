@@ -9,7 +9,7 @@ import torch
 from klotski.core import LaneName
 from klotski.lanes import Clock, InlineLane, Lane, SpanSink
 from klotski.lanes.cuda import CudaClock, CudaComputeLane, CudaLane, pin
-from klotski.weights import allocate
+from klotski.weights.memory import allocate
 
 __all__ = ["CpuDevice", "CudaDevice", "Device", "find_device"]
 

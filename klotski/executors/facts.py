@@ -8,19 +8,33 @@ from typing import Any
 import torch
 
 from klotski.core import Block
+from klotski.executors.outline import Outline
 from klotski.model import ROWS, SLICE, OpenModel, WorkspaceShape, keeps_all_tokens, keeps_tokens, router_bytes
 from klotski.planner import ModelFacts
-from klotski.weights import IN_FLIGHT, ParameterSpec
+from klotski.weights.layout import ParameterSpec
+from klotski.weights.reader import IN_FLIGHT
 
-__all__ = ["gather_facts", "workspace_shape"]
+__all__ = ["gather_facts", "outline_of", "workspace_shape"]
 
 INT = torch.int64.itemsize
 FLOAT = torch.float32.itemsize
 BEFORE_SCORES = re.compile(r"\.(q|k|v|kv|qkv|query|key|value|query_key_value|Wqkv)(_[ab])?(_proj.*)?\.weight$")
 
 
-def gather_facts(model: OpenModel, *, foresees: bool = False) -> ModelFacts:
-    """What the planner has to know of a model. `foresees`: copies of its routers will stay."""
+def outline_of(model: OpenModel) -> Outline:
+    """What a plan has to know of an opened model."""
+    return Outline(
+        gather_facts(model),
+        dtype=str(model.shell.dtype).removeprefix("torch."),
+        vocab_size=model.config.get_text_config().vocab_size,
+        context=model.context,
+        spares=keeps_all_tokens(model.config),
+        router_bytes=router_bytes(model.shell),
+    )
+
+
+def gather_facts(model: OpenModel) -> ModelFacts:
+    """The sizes and the arithmetic of a model."""
     text: Any = model.config.get_text_config()
     item = model.shell.dtype.itemsize
     shape = workspace_shape(model)
@@ -32,7 +46,7 @@ def gather_facts(model: OpenModel, *, foresees: bool = False) -> ModelFacts:
     per_token = shape.nbytes(enough + 1, item) - shape.nbytes(enough, item)
     per_row = (shape.nbytes(enough, item) - shape.nbytes(0, item) - enough * per_token) // ROWS
     return ModelFacts(
-        fixed_bytes=model.fixed.slot_bytes + foresees * router_bytes(model.shell),
+        fixed_bytes=model.fixed.slot_bytes,
         block_bytes={block: layout.slot_bytes for block, layout in model.layouts.items()},
         stored_bytes={block: layout.disk_bytes for block, layout in model.layouts.items()},
         expert_counts=model.shell.expert_counts,

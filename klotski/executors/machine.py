@@ -22,7 +22,8 @@ from klotski.executors.history import home_of
 from klotski.executors.rates import rate
 from klotski.model import OpenModel
 from klotski.planner import NOMINAL, Rates
-from klotski.weights import Reader, allocate
+from klotski.weights.memory import allocate
+from klotski.weights.reader import Reader
 
 __all__ = ["machine_rates"]
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from klotski.assets import BUNDLED
 from klotski.core import KvCache, Request
-from klotski.model import OpenModel
+from klotski.executors.outline import Outline
 from klotski.planner import (
     NOMINAL,
     Budget,
@@ -34,7 +34,7 @@ GPU_CONTEXT = 600 << 20  # bytes of a GPU that its libraries take for themselves
 
 def find_terms(
     config: RunConfig,
-    model: OpenModel,
+    dtype: str,
     facts: ModelFacts,
     requests: Sequence[Request],
     known: Rates | None,
@@ -42,10 +42,11 @@ def find_terms(
 ) -> Terms:
     """On which terms these requests are planned.
 
-    `known`: rates that were measured here; `own`: bytes that a GPU has free, and why so many.
+    `dtype`: of the arithmetic. `known`: rates that were measured here; `own`: bytes that a GPU has free, and why so
+    many.
     """
     lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
-    rates = choose_rates(config, known or NOMINAL, str(model.shell.dtype))
+    rates = choose_rates(config, known or NOMINAL, dtype)
     wished = wishes(config)
     if rates.link is not None:  # weights that are made up are so in CPU memory, and stream from there
         wished = wished._replace(all_stay=False)
@@ -110,12 +111,12 @@ def wishes(config: RunConfig) -> Wishes:
     )
 
 
-def choose_rates(config: RunConfig, otherwise: Rates, dtype: str = "torch.bfloat16") -> Rates:
+def choose_rates(config: RunConfig, otherwise: Rates, dtype: str = "bfloat16") -> Rates:
     """The rates to plan by: those that are set, and otherwise these."""
     hw = config.hw
     disk = parse_rate("hw.disk_bandwidth", hw.disk_bandwidth, "B")
     compute = parse_rate("hw.compute_rate", hw.compute_rate, "FLOP")
-    if dtype == "torch.float32":
+    if dtype == "float32":
         compute = parse_rate("hw.compute_rate_float32", hw.compute_rate_float32, "FLOP") or compute
     link = parse_rate("hw.link_bandwidth", hw.link_bandwidth, "B")
     back = parse_rate("hw.link_bandwidth_back", hw.link_bandwidth_back, "B")
@@ -179,14 +180,13 @@ def hardware_file(rates: Rates) -> str:
     return "\n".join([*head, *(f"{key}: {value}" for key, value in settings.items())]) + "\n"
 
 
-def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int) -> None:
+def describe(config: RunConfig, outline: Outline, plan: Plan, num_requests: int) -> None:
     """Say in two lines what is about to happen."""
-    weights = model.fixed.slot_bytes + sum(layout.slot_bytes for layout in model.layouts.values())
     logger.info(
         "%s: %s of weights in %s, within %s (%s)",
         config.model.name,
-        format_size(weights),
-        str(model.shell.dtype).removeprefix("torch."),
+        format_size(outline.facts.fixed_bytes + outline.facts.weight_bytes),
+        outline.dtype,
         format_size(plan.budget),
         plan.budget_reason,
     )
@@ -197,6 +197,6 @@ def describe(config: RunConfig, model: OpenModel, plan: Plan, num_requests: int)
         num_requests,
         group if plan.n_batches > 1 else f"batches of {plan.batch_size}, one at a time",
         len(plan.residents),
-        len(model.layouts),
+        len(outline.facts.block_bytes),
         format_size(plan.streamed_bytes),
     )

@@ -15,7 +15,7 @@ import torch
 from klotski.core import LaneName
 from klotski.executors.devices import Device
 from klotski.model import ROWS, STEP, Workspace
-from klotski.weights import BlockStore
+from klotski.weights.store import BlockStore
 
 __all__ = ["RateSamples"]
 

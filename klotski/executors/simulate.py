@@ -2,19 +2,22 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from klotski.core import LaneName, Request, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.garbage import uncollected
+from klotski.executors.outline import read_outline
 from klotski.executors.planning import describe
-from klotski.executors.task import Task, make_sweeper, prepare
+from klotski.executors.task import Task, find_shape, is_dummy, make_sweeper, prepare
 from klotski.lanes import VirtualClock, VirtualComputeLane
-from klotski.model import keeps_all_tokens
 from klotski.pipeline import Caches, CachesAtHand, RoutingTable, create_predictor, run_group
-from klotski.planner import Costs, placement_order, show_plan
+from klotski.planner import Costs, Rates, placement_order, show_plan
 from klotski.schema import RunConfig
 from klotski.simulation import (
     DrawnRouters,
@@ -27,8 +30,11 @@ from klotski.simulation import (
     SyntheticBatch,
 )
 from klotski.telemetry import Recorder, RunLog, Totals
-from klotski.weights import Residency, SlotKind
-from klotski.workload import cut_batches
+from klotski.weights import Residency, SlotKind, has_weights
+from klotski.workload import RoughTokenizer, cut_batches
+
+if TYPE_CHECKING:
+    from klotski.model import OpenModel  # which takes torch
 
 __all__ = ["SimulatedExecutor"]
 
@@ -48,15 +54,43 @@ class SimulatedExecutor:
         logger.warning("predicted, not run: %s", self._reason)
         totals.reason = self._reason
         with uncollected():
-            task = prepare(config, log)
+            task = make_task(config, log)
             totals.plan = task.plan.as_dict()
             log.plan(totals.plan)
-            describe(config, task.model, task.plan, len(task.requests))
+            describe(config, task.outline, task.plan, len(task.requests))
             if config.dry_run:
                 show_plan(task.plan, task.facts, Console())
                 return
             logger.info("%s", task.plan.explanation)
             simulate(config, task, log, recorder, totals)
+
+
+def make_task(config: RunConfig, log: RunLog) -> Task:
+    """What is to be predicted. A model is opened only if nothing is known of it, or to measure the machine."""
+    folder = find_shape(config)
+    shape_only = is_dummy(config) or not has_weights(folder)
+
+    @cache
+    def opened() -> "OpenModel":
+        from klotski.executors.opening import open_for
+
+        return open_for(config, folder, shape_only=shape_only)
+
+    def measure() -> Rates | None:
+        from klotski.executors.devices import CpuDevice
+        from klotski.executors.machine import machine_rates
+
+        return machine_rates(config.history, opened(), CpuDevice())
+
+    outline = read_outline(folder) if shape_only else None
+    tokenizer: Any = None
+    if outline is None or config.model.dtype.value not in ("auto", outline.dtype):
+        from klotski.executors.facts import outline_of
+
+        outline, tokenizer = outline_of(opened()), opened().tokenizer
+    if shape_only:  # what has no file is taken to be read as it is
+        outline = replace(outline, facts=replace(outline.facts, stored_bytes=outline.facts.block_bytes))
+    return prepare(config, log, folder, outline, tokenizer or RoughTokenizer(), measure)
 
 
 def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:
@@ -106,7 +140,6 @@ def make_batches(
     """The batches, each made when its turn comes, and entered among those under way."""
     facts = task.facts
     routers = find_routers(config, task)
-    spares = keeps_all_tokens(task.model.config)
 
     def ended(request: Request) -> None:
         account.ended(request, request.max_tokens)
@@ -120,7 +153,7 @@ def make_batches(
             task.plan.prefill_tokens,
             facts.kv_bytes,
             ended,
-            spares=spares,
+            spares=task.outline.spares,
         )
         yield under_way[index]
 

@@ -1,39 +1,33 @@
-"""What is to be run: the model opened, the requests read, the plan made. No weight is read."""
+"""What is to be run: the model outlined, the requests read, the plan made. No weight is read."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
-
-import torch
+from typing import Any, NamedTuple
 
 from klotski.assets import BUNDLED, SHAPES, TINY
 from klotski.core import Prediction, Request
-from klotski.executors.devices import CpuDevice, Device
-from klotski.executors.facts import gather_facts
 from klotski.executors.history import History
-from klotski.executors.machine import machine_rates
+from klotski.executors.outline import Outline
 from klotski.executors.planning import find_terms, is_described, plan_run
 from klotski.lanes import Lane
-from klotski.model import OpenModel, open_model
 from klotski.pipeline import Caches, Policy, Predictor, Sweeper, Worker
 from klotski.planner import ModelFacts, Plan, Rates, Terms
-from klotski.schema import DType, LoadFormat, RunConfig, is_elsewhere
+from klotski.schema import LoadFormat, RunConfig, is_elsewhere
 from klotski.telemetry import RunLog
-from klotski.weights import Residency, find_local, has_weights, resolve
-from klotski.workload import Encoder, RoughTokenizer, load_requests
+from klotski.weights import Residency, find_local, resolve
+from klotski.workload import Encoder, load_requests
 
-__all__ = ["Task", "foresees", "is_dummy", "make_sweeper", "prepare"]
+__all__ = ["Task", "find_checkpoint", "find_shape", "foresees", "is_dummy", "make_sweeper", "prepare"]
 
 logger = logging.getLogger(__name__)
-
-DTYPES = {DType.auto: None, DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
 
 
 class Task(NamedTuple):
     """What is to be run, planned, before any weight is read."""
 
-    model: OpenModel
+    outline: Outline
     requests: list[Request]
     encoder: Encoder
     history: History
@@ -46,33 +40,35 @@ class Task(NamedTuple):
         return self.terms.facts
 
 
-def prepare(config: RunConfig, log: RunLog, device: Device | None = None) -> Task:
-    """Open the model, read the workload, and plan. `device`: where it will run; None: nowhere, it is predicted."""
-    is_predicted = device is None
-    folder = find_shape(config) if is_predicted or is_dummy(config) else find_checkpoint(config)
-    shape_only = is_dummy(config) or (is_predicted and not has_weights(folder))
-    model = open_model(folder, DTYPES[config.model.dtype], is_dummy=shape_only)
+def prepare(
+    config: RunConfig,
+    log: RunLog,
+    folder: Path,
+    outline: Outline,
+    tokenizer: Any,
+    measure: Callable[[], Rates | None],
+    of_gpu: tuple[int, str] | None = None,
+) -> Task:
+    """Read the workload, and plan the run of the model in `folder`.
+
+    `tokenizer`: None where it has none. `measure`: finds out what this machine reaches; None: it is not worth it.
+    `of_gpu`: see `planning.grant`.
+    """
     history = History(config.history, config.model.name, folder)
-    tokenizer = model.tokenizer or (RoughTokenizer() if is_predicted else None)
-    encoder = Encoder(tokenizer, model.config.get_text_config().vocab_size, model.context)
+    encoder = Encoder(tokenizer, outline.vocab_size, outline.context)
     requests = load_requests(config.workload, encoder, log.error)
     if log.num_errors:
         logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
-    facts = gather_facts(model, foresees=foresees(config))
-    if shape_only and is_predicted:  # what has no file is taken to be read as it is
-        facts = replace(facts, stored_bytes=facts.block_bytes)
-    facts = replace(facts, shares=history.shares(model.shell.expert_counts, model.shell.top_k))
-    own = device.memory() if device is not None else None
-    terms = find_terms(config, model, facts, requests, find_rates(config, model, history, device or CpuDevice()), own)
-    return Task(model, requests, encoder, history, terms, plan_run(terms))
-
-
-def find_rates(config: RunConfig, model: OpenModel, history: History, device: Device) -> Rates | None:
-    """What this machine is known to reach, if it is the one that the config describes."""
-    if is_elsewhere(config):
-        return None
-    known = None if device.has_host_tier else history.rates  # which were reached on the cores
-    return known or (None if is_described(config) else machine_rates(config.history, model, device))
+    facts = outline.facts
+    if foresees(config):
+        facts = replace(facts, fixed_bytes=facts.fixed_bytes + outline.router_bytes)
+    facts = replace(facts, shares=history.shares(facts.expert_counts, facts.top_k))
+    known = None
+    if not is_elsewhere(config):
+        known = history.rates if of_gpu is None else None  # which were reached on the cores
+        known = known or (None if is_described(config) else measure())
+    terms = find_terms(config, outline.dtype, facts, requests, known, of_gpu)
+    return Task(outline, requests, encoder, history, terms, plan_run(terms))
 
 
 def find_checkpoint(config: RunConfig) -> Path:

@@ -12,11 +12,13 @@ from klotski.core import Block, LaneName, Misses, Residents, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.caches import MovingCaches
 from klotski.executors.devices import Device, find_device
-from klotski.executors.facts import workspace_shape
+from klotski.executors.facts import outline_of, workspace_shape
+from klotski.executors.machine import machine_rates
+from klotski.executors.opening import open_for
 from klotski.executors.planning import describe, hardware_file
 from klotski.executors.rates import RateSamples
 from klotski.executors.recording import RecordingPredictor
-from klotski.executors.task import Task, foresees, is_dummy, make_sweeper, prepare
+from klotski.executors.task import Task, find_checkpoint, find_shape, foresees, is_dummy, make_sweeper, prepare
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import Lane, ThreadLane
 from klotski.model import (
@@ -45,21 +47,12 @@ from klotski.planner import (
 from klotski.schema import RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count
-from klotski.weights import (
-    DEPTH,
-    BlockStore,
-    Carrier,
-    DummyReader,
-    FromDisk,
-    Reader,
-    SlotKind,
-    Source,
-    ThroughHost,
-    allocate,
-    keep_small_memory,
-    return_free_memory,
-    slot_sizes,
-)
+from klotski.weights import SlotKind
+from klotski.weights.carriers import Carrier, FromDisk, Source, ThroughHost
+from klotski.weights.dummy import DummyReader
+from klotski.weights.memory import allocate, keep_small_memory, return_free_memory
+from klotski.weights.reader import Reader
+from klotski.weights.store import DEPTH, BlockStore, slot_sizes
 from klotski.workload import cut_batches
 
 __all__ = ["TorchExecutor"]
@@ -82,14 +75,17 @@ class TorchExecutor:
         """Open the model, read the workload, plan, and sweep."""
         device = self._device or find_device(config.hw.name)
         configure(config, device)
-        task = prepare(config, log, device)
+        folder = find_shape(config) if is_dummy(config) else find_checkpoint(config)
+        model = open_for(config, folder, shape_only=is_dummy(config))
+        measure = partial(machine_rates, config.history, model, device)
+        task = prepare(config, log, folder, outline_of(model), model.tokenizer, measure, device.memory())
         totals.plan = task.plan.as_dict()
         log.plan(totals.plan)
-        describe(config, task.model, task.plan, len(task.requests))
+        describe(config, task.outline, task.plan, len(task.requests))
         if config.dry_run:
             show_plan(task.plan, task.facts, Console())
         else:
-            carry_out(config, task, device, log, recorder, totals)
+            carry_out(config, model, task, device, log, recorder, totals)
 
 
 def configure(config: RunConfig, device: Device) -> None:
@@ -107,9 +103,17 @@ def configure(config: RunConfig, device: Device) -> None:
         logger.warning("pipeline.misses=cheapest moves all: computing on CPU what is not on the device is to come")
 
 
-def carry_out(config: RunConfig, task: Task, device: Device, log: RunLog, recorder: Recorder, totals: Totals) -> None:
+def carry_out(
+    config: RunConfig,
+    model: OpenModel,
+    task: Task,
+    device: Device,
+    log: RunLog,
+    recorder: Recorder,
+    totals: Totals,
+) -> None:
     """Take memory as planned, and sweep until all requests have ended."""
-    model, plan = task.model, task.plan
+    plan = task.plan
     with ExitStack() as stack, torch.inference_mode():
         account = stack.enter_context(Account(task.requests, task.facts, task.encoder, log, recorder, totals))
         calibration = Calibration(recorder)
@@ -129,7 +133,7 @@ def carry_out(config: RunConfig, task: Task, device: Device, log: RunLog, record
         lanes.append(disk)
         compute = lane(LaneName.COMPUTE)
         workspace = make_workspace(model, plan, device)
-        carrier, host = make_carrier(task, device, source, disk, lane)
+        carrier, host = make_carrier(model, task, device, source, disk, lane)
         caches = make_caches(plan, device, lane)
         store = load_weights(model, plan, source, carrier, device, workspace, config.placement.residents)
         table = RoutingTable(model.shell.expert_counts)
@@ -146,7 +150,7 @@ def carry_out(config: RunConfig, task: Task, device: Device, log: RunLog, record
         account.sweeping(sweeper.prefetch)
         stack.enter_context(recorder.telling(lambda: account.look(log.clock(), lanes, sweeper.waiting)))
         foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None
-        batches = make_batches(config, task, device, account, foresight)
+        batches = make_batches(config, model, task, device, account, foresight)
 
         def swept(report: SweepReport) -> None:
             account.sweep(report)
@@ -160,10 +164,10 @@ def carry_out(config: RunConfig, task: Task, device: Device, log: RunLog, record
 
 
 def make_carrier(
-    task: Task, device: Device, source: Source, disk: Lane, lane: Callable[[LaneName], Lane]
+    model: OpenModel, task: Task, device: Device, source: Source, disk: Lane, lane: Callable[[LaneName], Lane]
 ) -> tuple[Carrier, int]:
     """The way of blocks to the device, and the bytes of CPU memory below it that were taken for them."""
-    model, plan = task.model, task.plan
+    plan = task.plan
     if not device.has_host_tier:
         return FromDisk(model.layouts, source, disk), 0
     staying = set(plan.residents)
@@ -234,10 +238,10 @@ def make_workspace(model: OpenModel, plan: Plan, device: Device) -> Workspace:
 
 
 def make_batches(
-    config: RunConfig, task: Task, device: Device, account: Account, foresight: Foresight | None
+    config: RunConfig, model: OpenModel, task: Task, device: Device, account: Account, foresight: Foresight | None
 ) -> Iterator[GenerationBatch]:
     """The coroutines, each made when its turn comes."""
-    model, plan = task.model, task.plan
+    plan = task.plan
     ends_early = not isinstance(config.workload, SyntheticWorkload)
     decoding = Decoding(
         model.stop_ids if ends_early else (), model.pad_id, config.workload.temperature, config.workload.seed

@@ -8,7 +8,7 @@ import torch
 from klotski.core import Block
 from klotski.model import ExpertPhase, GenerationBatch, Shell, Workspace
 from klotski.pipeline import Batch
-from klotski.weights import BlockStore
+from klotski.weights.store import BlockStore
 
 __all__ = ["TorchWorker"]
 

@@ -55,7 +55,10 @@ class _Ending:
 
 
 class _Carried(_Ending):
-    """An operation that has not begun. `ready`: when it could; `start`: what it takes longer after a rest."""
+    """An operation that has not begun, on a wire that is free since `free`.
+
+    `ready`: when it could; `start`: what it takes longer after a rest.
+    """
 
     __slots__ = ("lane", "operation", "rank", "ready", "seconds", "start")
 
@@ -68,6 +71,7 @@ class _Carried(_Ending):
         ready: float,
         seconds: float,
         start: float,
+        free: float,
     ) -> None:
         self._clock = clock
         self.rank = rank
@@ -76,9 +80,10 @@ class _Carried(_Ending):
         self.ready = ready
         self.seconds = seconds
         self.start = start
+        self.end = ready + seconds + start if ready > free else free + seconds
 
     def follow(self, free: float) -> None:
-        """Go on a wire that is free since then."""
+        """Go behind another than before."""
         self.end = self.ready + self.seconds + self.start if self.ready > free else free + self.seconds
 
 
@@ -107,12 +112,14 @@ class VirtualWire:
 
         `ready`: when it could begin; `start`: seconds that it takes longer if the wire was at rest.
         """
-        self._settle(self._time.now)
-        waiting, carried = self._waiting, _Carried(self._time, rank, lane, operation, ready, seconds, start)
+        waiting = self._waiting
+        if waiting:
+            self._settle(self._time.now)
         behind = []
         while waiting and waiting[-1].rank > rank:
             behind.append(waiting.pop())
-        carried.follow(waiting[-1].end if waiting else self._free)
+        free = waiting[-1].end if waiting else self._free
+        carried = _Carried(self._time, rank, lane, operation, ready, seconds, start, free)
         waiting.append(carried)
         while behind:
             other = behind.pop()
@@ -126,15 +133,15 @@ class VirtualWire:
 
     def _settle(self, now: float) -> None:
         """What has begun by now, has begun for good."""
-        waiting = self._waiting
+        waiting, free = self._waiting, self._free
         while waiting:
             first = waiting[0]
-            begin = first.ready if first.ready > self._free else self._free
+            begin = first.ready if first.ready > free else free
             if begin > now:
                 return
             waiting.popleft()
-            self._free = first.end
-            self._sink.span(Span(first.lane, first.operation, begin, self._free))
+            self._free = free = first.end
+            self._sink.span(Span(first.lane, first.operation, begin, free))
 
 
 class VirtualLane(Lane):
@@ -204,22 +211,24 @@ class VirtualComputeLane(Lane):
 
     def submit(self, operation: Operation, run: Callable[[], object], after: Sequence[Event] = ()) -> Event:
         """Let the time until `after` have come pass, and that of the operation; returns a completed event."""
-        now = self._time.now
+        clock = self._time
+        now = clock.now
         begin = latest(after, now)
         if begin > now:
-            self._time.advance(begin)
+            clock.now = begin
             self._sink.bubble(Span(self.name, operation, now, begin))
         end = begin + self._duration(operation)  # before `run`, which may take the batch to its next step
         if begin - now > ASLEEP:
             end += self._wake
         run()
         self._sink.span(Span(self.name, operation, begin, end))
-        self._time.advance(end + self._between)
-        passed = end + self._between - self._ended
+        clock.now = free = end + self._between
+        passed = free - self._ended
         if passed:
-            self.load += ((end - begin) / passed - self.load) * min(1.0, passed / LATELY)
-        self._ended = end + self._between
-        return _Ending(self._time, end)
+            worked = (end - begin) / passed
+            self.load += (worked - self.load) * passed / LATELY if passed < LATELY else worked - self.load
+        self._ended = free
+        return _Ending(clock, end)
 
 
 def latest(events: Sequence[Event], now: float) -> float:

@@ -15,7 +15,7 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from klotski.weights import allocate
+from klotski.weights.memory import allocate
 
 __all__ = [
     "CacheRows",

@@ -27,7 +27,7 @@ from torch.nn.functional import embedding_bag
 from transformers.integrations.moe import _default_apply_gate
 
 from klotski.lanes.cuda import to_device
-from klotski.weights import allocate, whole_pages
+from klotski.weights.memory import allocate, whole_pages
 
 __all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "WorkspaceShape", "count_tokens"]
 

@@ -21,7 +21,8 @@ from transformers.core_model_loading import (
 
 from klotski.errors import CheckpointError, ModelError
 from klotski.model.shell import Shell
-from klotski.weights import Checkpoint, Part
+from klotski.weights.checkpoint import Checkpoint
+from klotski.weights.layout import Part
 
 __all__ = ["locate"]
 

@@ -10,7 +10,10 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 from klotski.core import FIXED, Block
 from klotski.model.naming import locate
 from klotski.model.shell import Shell, read_config
-from klotski.weights import BlockLayout, Checkpoint, largest_staging, lay_out, lay_out_dummy
+from klotski.weights.checkpoint import Checkpoint
+from klotski.weights.dummy import lay_out_dummy
+from klotski.weights.layout import BlockLayout, lay_out
+from klotski.weights.reader import largest_staging
 
 __all__ = ["OpenModel", "open_model"]
 

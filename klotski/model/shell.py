@@ -25,7 +25,7 @@ from klotski.model.attention import use_blocked_attention
 from klotski.model.cache import keeps_all_tokens
 from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
 from klotski.model.slices import cut_last_layer, cut_layer, cut_norm
-from klotski.weights import ParameterSpec
+from klotski.weights.layout import ParameterSpec
 
 __all__ = ["Shell", "read_config"]
 

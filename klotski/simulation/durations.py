@@ -36,15 +36,15 @@ class Durations:
 
     def __call__(self, operation: Operation) -> float:
         """Seconds of one operation."""
+        if operation.kind is Compute.EXPERT:  # first, for there are far more of them
+            seconds = operation.tokens * self._of_token + self._count(operation) * self._of_product
+            return seconds * (1 + SHARED) if self._is_reading() else seconds
         match operation.kind:
             case Compute.ATTENTION:
                 batch = self._batches[operation.batch]
                 context = batch.sequences * batch.seen
                 work = Work(operation.tokens, 0, 1, context)
                 return (self._costs.attention(work) + self._costs.cache(work)) / self._layers
-            case Compute.EXPERT:
-                seconds = operation.tokens * self._of_token + self._count(operation) * self._of_product
-                return seconds * (1 + SHARED) if self._is_reading() else seconds
             case Compute.SCORE:
                 return self._costs.head(Work(0, operation.tokens, 1, 0))
         return 0.0

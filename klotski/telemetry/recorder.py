@@ -10,7 +10,7 @@ what a lane did in a layer, or the line of the sweep has to do.
 """
 
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from enum import IntEnum
@@ -155,37 +155,48 @@ class Recorder:
         }
         self._detail = Detail.OPERATIONS if write else Detail.SWEEP
         self._lines = 0  # of this sweep
-        self._sums: dict[tuple[type[SpansEvent], str, str, int], SpansEvent] = {}
-        self.busy_seconds: dict[str, float] = defaultdict(float)
-        self.bytes_moved: dict[str, int] = defaultdict(int)
-        self.bubble_seconds = 0.0
+        self._told: deque[tuple[type[SpanEvent], Span]] = deque()  # of lanes' own threads, which wait for nobody
+        self._sums: dict[tuple[type[SpanEvent], str, str, int], SpansEvent] = {}
+        self._busy: dict[str, float] = defaultdict(float)
+        self._bytes: dict[str, int] = defaultdict(int)
+        self._bubbles = 0.0
 
     def begin(self) -> None:
         """Sweeps begin: what was done until now, to load what stays, is none of theirs."""
         with self._lock:
-            self.busy_seconds.clear()
-            self.bytes_moved.clear()
-            self.bubble_seconds = 0.0
+            self._take()
+            self._busy.clear()
+            self._bytes.clear()
+            self._bubbles = 0.0
 
     def span(self, span: Span) -> None:
         """Take a finished operation."""
-        with self._lock:
-            lane, operation, begin, end = span
-            self.busy_seconds[lane] += end - begin
-            self.bytes_moved[lane] += operation.nbytes
-            if self._detail is Detail.OPERATIONS:
-                self._pending.append(to_event(SpanEvent, span))
-            elif self._detail is Detail.LAYERS:
-                self._sum_up(SpansEvent, span)
+        self._told.append((SpanEvent, span))
 
     def bubble(self, span: Span) -> None:
         """Take a wait of the compute lane."""
+        self._told.append((BubbleEvent, span))
+
+    @property
+    def busy_seconds(self) -> dict[str, float]:
+        """Seconds that each lane has worked."""
         with self._lock:
-            self.bubble_seconds += span.end - span.begin
-            if self._detail is Detail.OPERATIONS:
-                self._pending.append(to_event(BubbleEvent, span))
-            elif self._detail is Detail.LAYERS:
-                self._sum_up(BubblesEvent, span)
+            self._take()
+            return dict(self._busy)
+
+    @property
+    def bytes_moved(self) -> dict[str, int]:
+        """Bytes that each lane has moved."""
+        with self._lock:
+            self._take()
+            return dict(self._bytes)
+
+    @property
+    def bubble_seconds(self) -> float:
+        """Seconds that the compute lane has waited."""
+        with self._lock:
+            self._take()
+            return self._bubbles
 
     @property
     def is_writing(self) -> bool:
@@ -195,6 +206,7 @@ class Recorder:
     def sweep(self, report: SweepReport) -> None:
         """Take a finished sweep, and choose how much of the next one is written."""
         with self._lock:
+            self._take()
             self._settle_sums()
             if self._detail is not Detail.SWEEP:
                 self._allowances[self._detail].spend(self._lines + len(self._pending))
@@ -208,6 +220,7 @@ class Recorder:
         """Write what has come since the last flush."""
         with self._writing:
             with self._lock:
+                self._take()
                 self._settle_sums()
                 pending, self._pending = self._pending, []
                 self._lines += len(pending)
@@ -238,27 +251,41 @@ class Recorder:
             ended.set()
             teller.join()
 
+    def _take(self) -> None:
+        """Add up what lanes have told since the last time."""
+        told, busy, moved = self._told, self._busy, self._bytes
+        operations, layers = self._detail is Detail.OPERATIONS, self._detail is Detail.LAYERS
+        while told:
+            kind, span = told.popleft()
+            lane, operation, begin, end = span
+            if kind is SpanEvent:
+                busy[lane] += end - begin
+                moved[lane] += operation.nbytes
+            else:
+                self._bubbles += end - begin
+            if operations:
+                self._pending.append(to_event(kind, span))
+            elif layers:
+                self._sum_up(kind, span)
+
     def _settle_sums(self) -> None:
         self._pending += self._sums.values()
         self._sums.clear()
 
-    def _sum_up(self, kind: type[SpansEvent], span: Span) -> None:
-        operation = span.operation
-        key = kind, span.lane, operation.kind, operation.layer
-        known = self._sums.get(key)
+    def _sum_up(self, kind: type[SpanEvent], span: Span) -> None:
+        lane, (what, layer, _, _, nbytes, tokens), begin, end = span
+        known = self._sums.get((kind, lane, what, layer))
         if known is None:
-            known = self._sums[key] = kind(
-                span.lane, str(operation.kind), operation.layer, span.begin, span.end, 0.0, 0
-            )
-        known.end = span.end
-        known.seconds += span.end - span.begin
+            sums = BubblesEvent if kind is BubbleEvent else SpansEvent
+            known = self._sums[kind, lane, what, layer] = sums(lane, str(what), layer, begin, end, 0.0, 0)
+        known.end = end
+        known.seconds += end - begin
         known.count += 1
-        known.bytes += operation.nbytes
-        known.tokens += operation.tokens
+        known.bytes += nbytes
+        known.tokens += tokens
 
 
 def to_event(kind: type[SpanEvent], span: Span) -> SpanEvent:
     """The line for a span; nanoseconds are the last digit that means something."""
-    what, layer, expert, batch, nbytes, tokens = span.operation
-    begin, end = round(span.begin, 9), round(span.end, 9)
-    return kind(span.lane, str(what), layer, begin, end, expert, batch, nbytes, tokens)
+    lane, (what, layer, expert, batch, nbytes, tokens), begin, end = span
+    return kind(lane, str(what), layer, round(begin, 9), round(end, 9), expert, batch, nbytes, tokens)

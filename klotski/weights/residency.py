@@ -86,13 +86,13 @@ class Residency:
     def has_free_slot(self, block: Block) -> bool:
         """Whether `request` of this block could be answered now."""
         if block.expert == DENSE:
-            return bool(self._free[SlotKind.DENSE])
-        return bool(self._free[SlotKind.EXPERT] or self._kept)
+            return bool(self._free[_DENSE])
+        return bool(self._free[_EXPERT] or self._kept)
 
     def request(self, block: Block) -> None:
         """Send for a block that is absent, into a slot that is free, or whose block nobody uses."""
-        assert not self.is_known(block), f"{block} was sent for twice"
-        free = self._free[SlotKind.of(block)]
+        assert block not in self._slots and block not in self._residents, f"{block} was sent for twice"
+        free = self._free[_DENSE if block.expert == DENSE else _EXPERT]
         if not free:
             self._free_slot(self._least_wanted())
         slot, uses = free.popleft()
@@ -135,10 +135,12 @@ class Residency:
         if block in self._residents:
             return
         assert block not in self._kept, f"{block} was released twice"
-        self._kept[block] = last_use or self._arrivals[block.layer][block]
+        after = last_use or self._arrivals[block.layer][block]
         if block.expert == DENSE or not self._is_cache:
-            self._free_slot(block)
-        elif last_use is not None:
+            self._empty(block, after)
+            return
+        self._kept[block] = after
+        if last_use is not None:
             self._uses[block] += 1
 
     def clear(self) -> None:
@@ -153,10 +155,12 @@ class Residency:
         return next(iter(self._kept))
 
     def _free_slot(self, block: Block) -> None:
-        """Give a released block's slot to whoever comes next, after its last use."""
-        last_use = self._kept.pop(block)
+        """Give the slot of a block that a cache keeps to whoever comes next, after its last use."""
+        self._empty(block, self._kept.pop(block))
+
+    def _empty(self, block: Block, last_use: Event) -> None:
         del self._arrivals[block.layer][block]
-        self._free[SlotKind.of(block)].append((self._slots.pop(block), (last_use,)))
+        self._free[_DENSE if block.expert == DENSE else _EXPERT].append((self._slots.pop(block), (last_use,)))
 
     def lend(self, after: Collection[Event] = ()) -> None:
         """Let the lent slots be used after these events; nothing if they are already."""

@@ -20,7 +20,8 @@ from klotski.core import Block
 from klotski.errors import CheckpointError, KlotskiError, OutputError
 from klotski.model import OpenModel, open_model
 from klotski.telemetry import RunLog
-from klotski.weights import Reader, allocate, largest_staging
+from klotski.weights.memory import allocate
+from klotski.weights.reader import Reader, largest_staging
 from tests.architectures import COMMON, save_checkpoint
 from tests.cli.process import only_sentence, run_klotski, short_requests, start_klotski, wait_for_lines
 from tests.engine import read_lines, read_results, run_engine, write_requests

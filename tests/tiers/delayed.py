@@ -15,7 +15,9 @@ import torch
 
 from klotski.core import Block, LaneName, Operation
 from klotski.lanes import Clock, Event, InlineLane, Lane, SpanSink, ThreadLane
-from klotski.weights import BlockStore, Residency, SlotKind, allocate
+from klotski.weights import Residency, SlotKind
+from klotski.weights.memory import allocate
+from klotski.weights.store import BlockStore
 
 __all__ = ["DelayedDevice", "PoisonedStore"]
 

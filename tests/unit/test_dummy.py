@@ -8,7 +8,8 @@ import torch
 
 from klotski.errors import BudgetError
 from klotski.model import open_model
-from klotski.weights import DummyReader, allocate
+from klotski.weights.dummy import DummyReader
+from klotski.weights.memory import allocate
 from tests.architectures import ARCHITECTURES, save_checkpoint
 from tests.engine import read_results, run_engine
 

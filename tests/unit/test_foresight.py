@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 from klotski.core import Block
 from klotski.model import Foresight, OpenModel, keep_routers, open_model, router_bytes
 from klotski.model.foresight import ASKED, routers_of
-from klotski.weights import Reader, allocate
+from klotski.weights.memory import allocate
+from klotski.weights.reader import Reader
 from tests.architectures import ARCHITECTURES, save_checkpoint
 
 BIASED_FROM_OUTSIDE = {"lfm2_moe", "minimax_m2"}  # the router's own part is a projection

@@ -17,22 +17,14 @@ from safetensors.torch import load_file, save_file
 from klotski.core import DENSE, Block
 from klotski.errors import CheckpointError
 from klotski.lanes import ThreadLane
-from klotski.weights import (
-    BlockLayout,
-    BlockStore,
-    Checkpoint,
-    FromDisk,
-    ParameterSpec,
-    Part,
-    Reader,
-    SlotKind,
-    allocate,
-    largest_staging,
-    lay_out,
-)
-from klotski.weights.layout import ALIGNMENT, LARGE
-from klotski.weights.memory import PAGE
+from klotski.weights import SlotKind
+from klotski.weights.carriers import FromDisk
+from klotski.weights.checkpoint import Checkpoint
+from klotski.weights.layout import ALIGNMENT, LARGE, BlockLayout, ParameterSpec, Part, lay_out
+from klotski.weights.memory import PAGE, allocate
+from klotski.weights.reader import Reader, largest_staging
 from klotski.weights.requests import REQUEST
+from klotski.weights.store import BlockStore
 from tests.unit.fakes import Sink, examples
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

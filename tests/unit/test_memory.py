@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from klotski.weights import keep_small_memory, return_free_memory
+from klotski.weights.memory import keep_small_memory, return_free_memory
 
 MB = 1_000_000
 

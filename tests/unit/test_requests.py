@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from klotski.core import Block
 from klotski.errors import CheckpointError
-from klotski.weights import BlockLayout, Reader, allocate, largest_staging
 from klotski.weights import requests as cutting
-from klotski.weights.layout import LARGE
-from klotski.weights.memory import PAGE, whole_pages
+from klotski.weights.layout import LARGE, BlockLayout
+from klotski.weights.memory import PAGE, allocate, whole_pages
+from klotski.weights.reader import Reader, largest_staging
 from klotski.weights.requests import REQUEST, ReadRequest, Segment, cut_requests
 from tests.unit.fakes import examples
 

@@ -1,12 +1,17 @@
 """The shapes in the package are those of the models they are named after."""
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 
 from klotski import app, schema
 from klotski.assets import SHAPES
+from klotski.executors.facts import outline_of
+from klotski.executors.outline import read_outline
 from klotski.model import open_model
 
 PARAMETERS = {  # in billions, as published
@@ -32,7 +37,19 @@ def test_a_shape_has_as_many_parameters_as_its_model(name: str, billions: float)
     model = open_model(SHAPES / name, None, is_dummy=True)
     count = sum(parameter.numel() for parameter in model.shell.model.parameters())
     assert count / 1e9 == pytest.approx(billions, rel=0.002)
+    opened = outline_of(model)
+    as_it_is = replace(opened, facts=replace(opened.facts, stored_bytes=opened.facts.block_bytes))
+    assert read_outline(SHAPES / name) == as_it_is, "an outline is out of date; make outlines"
     assert model.context == json.loads((SHAPES / name / "config.json").read_text())["max_position_embeddings"]
+
+
+def test_an_outline_of_another_config_is_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "olmoe"
+    shutil.copytree(SHAPES / "olmoe-1b-7b", folder)
+    assert read_outline(folder) is not None
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": 4}))
+    assert read_outline(folder) is None
 
 
 def test_every_model_with_a_shape_names_one_that_is_there() -> None:

@@ -1,0 +1,17 @@
+"""A model opened as a config says."""
+
+from pathlib import Path
+
+import torch
+
+from klotski.model import OpenModel, open_model
+from klotski.schema import DType, RunConfig
+
+__all__ = ["open_for"]
+
+DTYPES = {DType.auto: None, DType.float32: torch.float32, DType.bfloat16: torch.bfloat16}
+
+
+def open_for(config: RunConfig, folder: Path, *, shape_only: bool) -> OpenModel:
+    """Open the model in a folder. `shape_only`: no weights are looked for."""
+    return open_model(folder, DTYPES[config.model.dtype], is_dummy=shape_only)
