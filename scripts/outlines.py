@@ -1,6 +1,6 @@
 """Write the outline of each shape in the package, so that it can be predicted without opening the model.
 
-    python -m scripts.outlines
+python -m scripts.outlines
 """
 
 from klotski.assets import SHAPES

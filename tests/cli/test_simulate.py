@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +109,14 @@ def test_a_config_alone_is_enough_to_predict(tmp_path: Path) -> None:
     said, metrics = predict(*model, "hw=rtx4090", *lengths, cwd=tmp_path)
     assert "predicted, not run: executor=simulate" in said
     assert metrics["output_tokens"] == 8
+
+
+def test_predicting_a_model_of_the_package_does_not_wait_for_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from klotski.app import main; main(); "
+        "print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    )
+    options = ["model=mixtral", "hw=rtx4090", "hydra.run.dir=run", "history=none"]
+    done = subprocess.run([sys.executable, "-c", code, *options], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["mode"] == "predicted"
