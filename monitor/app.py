@@ -1,5 +1,6 @@
 """The terminal app: tabs of panels over one run, and the keys."""
 
+import os
 import select
 import sys
 from bisect import bisect_left
@@ -18,6 +19,7 @@ from monitor.hardware import Gpu, look_at_gpus
 from monitor.panels import PANELS, View
 from monitor.player import Player
 from monitor.source import Run, find_runs
+from monitor.sweep import Job, Sweep, find_sweep
 
 __all__ = ["Monitor"]
 
@@ -57,8 +59,11 @@ class Monitor(App[None]):
         super().__init__()
         self._folder = folder
         self._pictures = pictures or Path()
-        self._player = Player(run) if run else None
+        self._run = run
+        self._player: Player | None = None
         self._gpus: list[Gpu] = []
+        self._sweep: Sweep | None = None
+        self._jobs: list[Job] = []
         self._ticks = 0
         self._window: float | None = None  # seconds; until somebody zooms, the last sweeps
 
@@ -74,19 +79,22 @@ class Monitor(App[None]):
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        """Begin to look."""
+        """Begin to look, in the terminal's own colours."""
+        self.theme = "ansi-light" if is_light(os.environ.get("COLORFGBG", "")) else "ansi-dark"
         self.list_runs()
-        if self._player is None:
-            self.action_panel("Runs")
+        if self._run is None:
+            self.action_runs()
         else:
-            self.begin()
+            self.show_run(self._run)
         self.set_interval(PERIOD, self.tick)
         self.tick()
 
-    def begin(self) -> None:
-        """What has ended is shown as it ended; how long a window is follows from the run."""
-        assert self._player is not None
-        self.sub_title = str(self._player.run.folder)
+    def show_run(self, run: Run) -> None:
+        """Show a run from now on."""
+        self._player = Player(run)
+        self.sub_title = str(run.folder)
+        self._sweep = find_sweep(run.folder)
+        self._has_run = False
         self._ticks = 0
 
     def tick(self) -> None:
@@ -95,7 +103,7 @@ class Monitor(App[None]):
             self.exit()
         player = self._player
         if player is None:
-            self.sub_title = f"no run under {self._folder} yet"
+            self.sub_title = f"pick a run of {self._folder}" if self._runs else f"no run under {self._folder} yet"
             if self._ticks % SLOW == 0:
                 self.list_runs()
             self._ticks += 1
@@ -104,10 +112,22 @@ class Monitor(App[None]):
         if self._ticks % SLOW == 0:
             self._status, self._plan, self._metrics = player.run.status(), player.run.plan(), player.run.metrics()
             self._config, self._gpus = player.run.config(), look_at_gpus()
+            self._jobs = self._sweep.jobs() if self._sweep else []
+            self.follow_sweep()
         self._ticks += 1
         for tabs in self.query("#tabs").results(TabbedContent):  # none are left while the app is closing
             for panel in self.query(f"#panel-{tabs.active}").results(Static):
                 panel.update(BY_TAB[tabs.active](self.view()))
+
+    def follow_sweep(self) -> None:
+        """When a job has ended that was watched as it ran, go on with the one of its sweep that runs now."""
+        assert self._player is not None
+        if self._status.is_running:
+            self._has_run = True
+        elif self._has_run and self._player.is_live:
+            for job in self._jobs:
+                if job.status.is_running:
+                    self.show_run(job.run)
 
     def view(self) -> View:
         """What is to be drawn now."""
@@ -118,6 +138,8 @@ class Monitor(App[None]):
             self._plan,
             self._metrics,
             self._config,
+            self._sweep,
+            self._jobs,
             self._gpus,
             max(40, self.size.width - 4),
             max(10, self.size.height - 6),
@@ -142,8 +164,7 @@ class Monitor(App[None]):
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Show the run that was picked."""
-        self._player = Player(self._runs[int(event.option_id or 0)])
-        self.begin()
+        self.show_run(self._runs[int(event.option_id or 0)])
         self.tick()
         self.action_panel("Overview")
 
@@ -223,6 +244,11 @@ class Monitor(App[None]):
             self.notify(f"{name}.svg could not be written: {error.strerror}", severity="error")
         else:
             self.notify(f"written: {name}.svg and .txt")
+
+
+def is_light(said: str) -> bool:
+    """Whether a terminal's background is light, by what many say of it: `foreground;background`, of 16 colours."""
+    return said.rpartition(";")[2] in ("7", "15")
 
 
 def has_hung_up() -> bool:

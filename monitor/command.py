@@ -13,15 +13,24 @@ __all__ = ["main"]
 def main() -> int:
     """Watch the run that is named, or the newest under `outputs/`; returns the exit status."""
     parser = argparse.ArgumentParser(prog="klotski-monitor", description="Watch a run, or one that has ended.")
-    parser.add_argument("run", nargs="?", type=Path, help="the run's folder; without it, the newest under outputs/")
+    parser.add_argument(
+        "run", nargs="?", type=Path, help="the folder of a run or of a sweep; without it, the newest under outputs/"
+    )
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs are looked for")
     chosen = parser.parse_args()
     if chosen.run is None:
         found = find_runs(chosen.outputs)
-        Monitor(found[0] if found else None, chosen.outputs).run()
+        is_clear = sum(run.status().is_running for run in found) <= 1  # otherwise whoever looks on picks one
+        Monitor(found[0] if found and is_clear else None, chosen.outputs).run()
         return 0
-    if not (chosen.run / "run.json").is_file():
-        print(f"{chosen.run} is no run's folder: it has no run.json; name one, or leave it out", file=sys.stderr)
+    if (chosen.run / "run.json").is_file():
+        Monitor(Run(chosen.run), chosen.run.parent).run()
+        return 0
+    if not (jobs := find_runs(chosen.run)):
+        print(
+            f"{chosen.run} is no run's folder, and none is below it: there is no run.json; name one, or leave it out",
+            file=sys.stderr,
+        )
         return 1
-    Monitor(Run(chosen.run), chosen.run.parent).run()
+    Monitor(jobs[0], chosen.run).run()
     return 0

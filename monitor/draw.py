@@ -6,31 +6,13 @@ from rich.text import Text
 
 from monitor.state import Lane, State
 
-__all__ = ["LEGEND", "bar", "heat", "size", "spark", "timeline", "when"]
+__all__ = ["BUBBLE", "LEGEND", "bar", "heat", "moments", "spark", "timeline"]
 
 SHADES = " ▁▂▃▄▅▆▇█"
 HEAT = " ·░▒▓█"
 BUBBLE = "x"
 LEGEND = f"height: how busy   {BUBBLE}: compute waits for a block"
-UNITS = ("B", "kB", "MB", "GB", "TB")
 COLOURS = {"compute": "green", "disk": "cyan", "link": "blue", "kv_in": "magenta", "kv_out": "magenta"}
-
-
-def size(nbytes: float) -> str:
-    """Bytes as people say them."""
-    unit = 0
-    while abs(nbytes) >= 1000 and unit < len(UNITS) - 1:
-        nbytes, unit = nbytes / 1000, unit + 1
-    return f"{nbytes:.3g}{UNITS[unit]}"
-
-
-def when(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
 
 
 def bar(part: float, width: int, style: str = "green") -> Text:
@@ -78,10 +60,11 @@ def moments(lane: Lane, begin: float, end: float, width: int, style: str, mark: 
 
 
 def heat(rows: Mapping[int, Mapping[int, int]], experts: int, width: int, height: int) -> list[Text]:
-    """Layers by experts, the more the darker; several share a character where there is no room."""
+    """Layers by experts, the more the darker; several share a character where there is no room, or one has several."""
     layers = sorted(rows)
     per_column = -(-max(1, experts) // max(1, width))
     per_row = -(-max(1, len(layers)) // max(1, height))
+    wide = min(4, max(1, width // max(1, experts)))
     top = max((count for each in rows.values() for count in each.values()), default=0) or 1
     lines = []
     for first in range(0, len(layers), per_row):
@@ -92,6 +75,6 @@ def heat(rows: Mapping[int, Mapping[int, int]], experts: int, width: int, height
             most = max(rows[layer].get(expert, 0) for layer in group for expert in there)
             part = most / top
             step = max(1 if most else 0, round(part * (len(HEAT) - 1)))
-            line.append(HEAT[step], "bold red" if part > 0.75 else "yellow" if part > 0.35 else "")
+            line.append(HEAT[step] * wide, "bold red" if part > 0.75 else "yellow" if part > 0.35 else "")
         lines.append(line)
     return lines

@@ -8,15 +8,23 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from monitor.draw import LEGEND, bar, heat, size, spark, timeline, when
+from monitor.draw import BUBBLE, LEGEND, bar, heat, moments, spark, timeline
 from monitor.hardware import Gpu
 from monitor.player import Player
 from monitor.source import Status
-from monitor.state import State
+from monitor.state import Lane, State
+from monitor.sweep import Job, Sweep, varied
+from monitor.units import size, when
 
 __all__ = ["PANELS", "View"]
 
 ORDER = ("compute", "link", "kv_in", "kv_out", "disk")  # of lanes, from top to bottom
+ROOMY = 30  # lines
+STORY = (
+    "A sweep takes all batches through all layers. Blocks of weights (a layer's dense part, or one expert) arrive on a "
+    "lane, each once for all batches; compute works with what is here, the most wanted experts first. Where it has to "
+    f"wait for a block ({BUBBLE}), time is lost: the fuller its row, the better the transfers are hidden."
+)
 SIGNS = {"running": "▶", "ok": "✓", "failed": "✗", "interrupted": "■", "dead": "✝"}
 
 
@@ -28,6 +36,8 @@ class View(NamedTuple):
     plan: dict[str, Any]
     metrics: dict[str, Any]
     config: dict[str, Any]
+    sweep: Sweep | None
+    jobs: list[Job]
     gpus: list[Gpu]
     width: int
     height: int
@@ -53,7 +63,8 @@ class View(NamedTuple):
     @property
     def span(self) -> tuple[float, float]:
         """The time that is looked at."""
-        end = self.state.now
+        is_over = self.player.is_live and not self.status.is_running
+        end = self.state.active if is_over else self.state.now
         return max(0.0, end - self.window), max(end, 1e-3)
 
 
@@ -91,16 +102,24 @@ def overview(view: View) -> RenderableType:
     lines.append(Text(f"history   {spark(each_sweep, max(10, view.width - 30))}"))
     bound = metrics.get("bound") or {}
     if bound:
-        near = f"{bound.get('efficiency', 0):.0%} of the time was what it needs at least"
+        near = f"what it needs at least is {bound.get('efficiency', 0):.0%} of the time"
         lines.append(Text(f"bound     {bound.get('resource')}: {near}"))
-    elif predicted := plan.get("predicted_output_tokens_per_second"):
-        lines.append(Text(f"planned   {predicted:.1f} tokens/s"))
+    elif state.num_sweeps:
+        name, part = state.busiest
+        lines.append(Text(f"bound     {name}: it has worked for {part:.0%} of the time so far"))
+    if (predicted := plan.get("predicted_output_tokens_per_second")) and state.rate:
+        lines.append(Text(f"planned   {predicted:.1f} tokens/s, of which it reaches {state.rate / predicted:.0%}"))
+    if view.sweep:
+        lines.append(Text(f"sweep     job {view.player.run.folder.name}; {progress(view)}"))
     begin, end = view.span
-    cause = state.cause(begin, end, view.group("pipeline"))
+    cause = state.cause(begin, end, view.group("pipeline"), plan)
     waits = bar(cause.waits, max(10, view.width - 30), "red")
     lines += [Text(), Text.assemble("waits     ", waits), Text(cause.sentence)]
     if view.player.damaged:
         lines.append(Text(f"{view.player.damaged} lines of events.jsonl could not be read", "yellow"))
+    lines += [Text(), *rows_over_time(view)]
+    if view.height >= ROOMY:
+        lines += [Text(), Text(STORY, "dim"), Text(), Text(str(plan.get("explanation", "")))]
     return Group(*lines)
 
 
@@ -126,10 +145,7 @@ def lanes(view: View) -> RenderableType:
             of_peak = f" of {size(peak)}/s" if isinstance(peak, int | float) and peak else ""
             facts.append(f"{size(moved / took)}/s{of_peak}")
         parts.append(Text("  " + "; ".join(facts), "dim"))
-        steps = 40
-        width = (end - begin) / steps
-        busy = [lane.busy(begin + step * width, begin + (step + 1) * width) for step in range(steps)]
-        parts.append(Text("  " + spark([*busy, 1.0], steps + 1)[:-1], "cyan"))
+        parts.append(Text("  ").append_text(moments(lane, begin, end, view.width - 4, "cyan")))
     if not parts:
         parts.append(Text("No lane has done anything yet."))
     wanted = view.state.wanted
@@ -160,16 +176,32 @@ def batches(view: View) -> RenderableType:
 def time_line(view: View) -> RenderableType:
     """The last moments as lanes over time."""
     begin, end = view.span
-    width = max(20, view.width - 12)
-    rows = [
-        Text.assemble((f"{name:9}", "bold"), line) for name, line in timeline(view.state, view.lanes, begin, end, width)
-    ]
-    scale = Text(" " * 9 + f"{when(begin)}".ljust(width - 8) + f"{when(end)}", "dim")
     waits = sorted(view.state.bubbles.between(begin, end), key=lambda span: -span.seconds)[: max(3, view.height - 14)]
     longest = [Text(f"{1e3 * span.seconds:8.1f} ms at {when(span.begin)} for {span.name}") for span in waits]
     state = "the longest waits of compute:" if longest else "compute waited for nothing"
     lead = Text(f"{view.window:.3g} seconds   {LEGEND}", "dim")
-    return Group(lead, *rows, scale, Text(), Text(state), *longest)
+    now = [Text(f"{name:9}{doing(view.state.lanes[name], end)}") for name in view.lanes]
+    at = Text(f"at {when(end)}, the right edge:", "dim")
+    return Group(lead, *rows_over_time(view), at, *now, Text(), Text(state), *longest)
+
+
+def rows_over_time(view: View) -> list[Text]:
+    """Compute's waits, the lanes, and a scale."""
+    begin, end = view.span
+    width = max(20, view.width - 12)
+    over_time = timeline(view.state, view.lanes, begin, end, width)
+    rows = [Text.assemble((f"{name:9}", "bold"), line) for name, line in over_time]
+    first, last = when(begin), when(end)
+    return [*rows, Text(" " * 9 + first.ljust(width - len(last)) + last, "dim")]
+
+
+def doing(lane: Lane, moment: float) -> str:
+    """What a lane did at a moment, or did last before it."""
+    for span in reversed(lane.spans):
+        if span.begin <= moment:
+            took = f"{span.name} ({1e3 * span.seconds:.1f} ms)"
+            return took if span.end >= moment else f"nothing, for {1e3 * (moment - span.end):.1f} ms; before it {took}"
+    return "nothing yet"
 
 
 def experts(view: View) -> RenderableType:
@@ -183,12 +215,25 @@ def experts(view: View) -> RenderableType:
     if not state.tokens:
         return Group(*lines, Text("No expert has been computed yet."))
     count = 1 + max(expert for each in state.tokens.values() for expert in each)
-    room = max(2, (view.height - 6) // 2)
+    stay = residents(view.plan)
+    room = max(2, (view.height - 7) // (2 + bool(stay)))
     lines += [Text("tokens by layer (down) and expert (across): ' ' none ░ few █ most", "bold")]
     lines += heat(state.tokens, count, view.width - 6, room)
     if state.arrivals:
         lines += [Text("arrivals", "bold"), *heat(state.arrivals, count, view.width - 6, room)]
+    if stay:
+        lines += [Text("residents: █ stays for the whole run", "bold"), *heat(stay, count, view.width - 6, room)]
     return Group(*lines)
+
+
+def residents(plan: dict[str, Any]) -> dict[int, dict[int, int]]:
+    """The experts that stay for the whole run, of each layer with experts."""
+    found: dict[int, dict[int, int]] = {}
+    for name in plan.get("residents", []):
+        match str(name).split():
+            case ["layer", layer, "expert", expert] if layer.isdecimal() and expert.isdecimal():
+                found.setdefault(int(layer), {})[int(expert)] = 1
+    return found
 
 
 def resources(view: View) -> RenderableType:
@@ -203,18 +248,72 @@ def resources(view: View) -> RenderableType:
         lines.append(Text("There is no GPU on this machine; the cores compute.", "dim"))
     for core, part in enumerate(psutil.cpu_percent(percpu=True)[: max(2, view.height - 12)]):
         lines.append(Text.assemble(f"core {core:<4}", bar(part / 100, max(10, view.width // 3))))
-    budget = view.plan.get("budget")
     taken = view.state.memory[-1][1] if view.state.memory else 0
-    if budget and taken:
-        lines.append(Text.assemble("memory   ", bar(taken / budget, max(10, view.width // 3), "magenta")))
-        lines.append(Text(f"  the process takes {size(taken)} of the {size(budget)} that it was given"))
-    for use, nbytes in (view.plan.get("memory") or {}).items():
-        lines.append(Text(f"  {use:14}{size(nbytes)}", "dim"))
-    for use, nbytes in (view.plan.get("host_memory") or {}).items():
-        lines.append(Text(f"  host: {use:8}{size(nbytes)}", "dim"))
-    if "disk" in view.state.lanes:
-        lines.append(Text(f"disk     {size(view.state.lanes['disk'].nbytes)} read so far"))
+    lines += tier(view, "device", view.plan.get("memory"), view.plan.get("budget"))
+    lines += tier(view, "host", view.plan.get("host_memory"), view.plan.get("host_budget"))
+    if taken:
+        lines.append(Text(f"process  {size(taken)} of CPU memory now"))
+    begin, end = view.span
+    for name in view.lanes:
+        lane = view.state.lanes[name]
+        moved = sum(span.nbytes for span in lane.between(begin, end))
+        if lane.nbytes:
+            lines.append(Text(f"{name:8} {size(moved / (end - begin))}/s now, {size(lane.nbytes)} so far"))
     return Group(*lines)
+
+
+def tier(view: View, name: str, uses: dict[str, int] | None, budget: float | None) -> list[Text]:
+    """What the plan gives out of a tier's memory, and what for."""
+    if not uses or not budget or not sum(uses.values()):
+        return []
+    given = sum(uses.values())
+    whole = Text.assemble(f"{name:8} ", bar(given / budget, max(10, view.width // 3), "magenta"))
+    whole.append(f" of {size(budget)} are given out")
+    return [whole, Text("  " + ", ".join(f"{use} {size(nbytes)}" for use, nbytes in uses.items() if nbytes), "dim")]
+
+
+def sweep(view: View) -> RenderableType:
+    """The jobs of a sweep, and what came of them so far."""
+    if view.sweep is None:
+        return Text("This run is not part of a sweep: one command that runs jobs with several settings (-m).")
+    keys = varied(view.jobs)
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    table.add_column("job", justify="right")
+    for key in keys:
+        table.add_column(key, overflow="fold")
+    for figure in ("tokens/s", "n", "batch", "bound", "of bound", "waited"):
+        table.add_column(figure, justify="right")
+    table.add_column("status")
+    for job in view.jobs[-max(1, view.height - 4) :]:
+        metrics, bound = job.metrics, job.metrics.get("bound") or {}
+        plan = job.run.plan()
+        word = "predicted" if metrics.get("mode") == "predicted" and job.status.word == "ok" else job.status.word
+        table.add_row(
+            job.run.folder.name,
+            *(job.settings.get(key, "") for key in keys),
+            number(metrics.get("output_tokens_per_second"), ".1f"),
+            number(plan.get("n_batches"), ".0f"),
+            number(plan.get("batch_size"), ".0f"),
+            str(bound.get("resource") or ""),
+            number(bound.get("efficiency"), ".0%"),
+            number(metrics.get("bubble_fraction"), ".0%"),
+            f"{SIGNS.get(job.status.word, '?')} {word}",
+        )
+    return Group(Text(progress(view)), table)
+
+
+def progress(view: View) -> str:
+    """How far a sweep is."""
+    ended = [job for job in view.jobs if not job.status.is_running]
+    failed = sum(job.status.word != "ok" for job in ended)
+    total = view.sweep.total if view.sweep else None
+    whole = f" of {total}" if total else ""
+    return f"{len(ended)}{whole} jobs have ended" + (f", {failed} of them not well" if failed else "")
+
+
+def number(value: object, form: str) -> str:
+    """A figure as it is written; nothing where there is none."""
+    return format(value, form) if isinstance(value, int | float) else ""
 
 
 def log(view: View) -> RenderableType:
@@ -230,6 +329,7 @@ PANELS: dict[str, Callable[[View], RenderableType]] = {
     "Timeline": time_line,
     "Experts": experts,
     "Resources": resources,
+    "Sweep": sweep,
     "Log": log,
 }
 """By the name on their tab, in order."""

@@ -9,6 +9,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from monitor.units import size
+
 __all__ = ["Cause", "Lane", "Span", "State"]
 
 KEPT = 6000  # spans of a lane
@@ -20,6 +22,7 @@ STAGES = {  # of a batch, by the operation of it that ended last
     "sample": "waiting",
 }
 ENOUGH = 0.05  # of the time; less waiting is not worth a word
+SLOW = 0.6  # of what a plan counted on; a disk that others use, too, may well give three quarters
 FULL = 0.85  # of the time: a lane that is busy for so long has no more to give
 
 
@@ -84,6 +87,7 @@ class State:
 
     def __init__(self) -> None:
         self.now = 0.0  # seconds of the run's clock that it has told of
+        self.active = 0.0  # when the last thing that it told of ended on a lane
         self.lanes: dict[str, Lane] = {}
         self.bubbles = Lane()
         self.stages: dict[int, tuple[str, int]] = {}  # of each batch: stage and layer
@@ -148,8 +152,15 @@ class State:
             return 0.0, self.now
         return self.sweeps[-1]["begin"], self.sweeps[-1]["end"]
 
-    def cause(self, begin: float, end: float, pipeline: Mapping[str, Any]) -> Cause:
-        """Why compute waited between two times. `pipeline`: the run's strategy, as far as it is known."""
+    @property
+    def busiest(self) -> tuple[str, float]:
+        """The lane that has worked for the largest share of all sweeps, and that share."""
+        shares = {name: lane.seconds / self.sweep_seconds for name, lane in self.lanes.items() if self.sweep_seconds}
+        name = max(shares, key=shares.__getitem__, default="")
+        return name, min(1.0, shares.get(name, 0.0))
+
+    def cause(self, begin: float, end: float, pipeline: Mapping[str, Any], plan: Mapping[str, Any]) -> Cause:
+        """Why compute waited between two times. `pipeline`, `plan`: the run's own, as far as they are known."""
         waits = self.bubbles.busy(begin, end)
         works = self.lanes["compute"].busy(begin, end) if "compute" in self.lanes else 0.0
         if not waits and not works:
@@ -166,11 +177,8 @@ class State:
         kind = max(reasons, key=lambda each: reasons[each]) if reasons else "blocks"
         what = {"expert": "experts", "attention": "dense parts"}.get(kind, kind)
         if used >= FULL:
-            return Cause(
-                waits,
-                f"Compute waits for {what} while {busiest} never rests ({used:.0%} busy): {busiest} sets the pace. "
-                "More sequences for each arrival (n_batches, batch_size) would help, or more memory for what stays.",
-            )
+            lead = f"Compute waits for {what} while {busiest} never rests ({used:.0%} busy): {busiest} sets the pace. "
+            return Cause(waits, lead + self._remedy(busiest, begin, end, plan))
         late = [f"{key}={pipeline[key]}" for key in ("prefetch", "on_demand") if pipeline.get(key) in ("none", "lazy")]
         why = f" ({', '.join(late)})" if late else ""
         return Cause(
@@ -178,6 +186,23 @@ class State:
             f"Compute waits for {what} while {busiest or 'every lane'} is busy for {used:.0%} only: blocks are sent "
             f"for too late{why}, or there are too few slots for them.",
         )
+
+    def _remedy(self, name: str, begin: float, end: float, plan: Mapping[str, Any]) -> str:
+        """What could be done about a lane that never rests."""
+        spans = list(self.lanes[name].between(begin, end))
+        moved, seconds = sum(span.nbytes for span in spans), sum(span.seconds for span in spans)
+        expected = (plan.get("rates") or {}).get(name)
+        if seconds and isinstance(expected, int | float) and moved / seconds < SLOW * expected:
+            return (
+                f"It moves {size(moved / seconds)}/s, and the plan counted on {size(expected)}/s: something slows it."
+            )
+        n, enough = plan.get("n_batches"), (plan.get("conditions") or {}).get("smallest_n")
+        if isinstance(n, int) and isinstance(enough, int) and n < enough:
+            return (
+                f"n_batches={n} is too small: by the plan, {enough} batches compute for as long as a layer's blocks "
+                "take to arrive."
+            )
+        return "More sequences for each arrival (n_batches, batch_size) would help, or more memory for what stays."
 
     def _span(self, lane: str, span: Span) -> None:
         self._keep(self.lanes.setdefault(lane, Lane()), span)
@@ -198,6 +223,7 @@ class State:
         lane.spans.append(span)
         lane.seconds += span.seconds
         lane.nbytes += span.nbytes
+        self.active = max(self.active, span.end)
         self.now = max(self.now, span.end)
 
     def _sweep(self, event: Mapping[str, Any]) -> None:

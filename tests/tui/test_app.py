@@ -61,7 +61,7 @@ def text_of(app: Monitor, name: str) -> str:
 
 @pytest.mark.parametrize("size", [(80, 24), (160, 50)])
 def test_every_panel_has_something_to_say(finished: Path, size: tuple[int, int]) -> None:
-    expected = ("✓ ok", "disk", "batch", "waits", "tokens by layer", "core 0", "INFO")
+    expected = ("✓ ok", "disk", "batch", "waits", "tokens by layer", "core 0", "not part of a sweep", "INFO")
 
     async def keys(pilot: Pilot[None]) -> None:
         for number, words in enumerate(expected, start=1):
@@ -139,7 +139,7 @@ def test_garbage_is_counted_and_does_no_harm(finished: Path, tmp_path: Path) -> 
     (folder / "plan.json").write_text("{")
 
     async def keys(pilot: Pilot[None]) -> None:
-        for number in range(1, 8):
+        for number in range(1, 9):
             await pilot.press(str(number))
             await pilot.pause(0.05)
         await pilot.press("1")
@@ -196,7 +196,7 @@ def in_terminal(*arguments: str, keys: bytes) -> tuple[int, bytes]:
 
 
 def test_it_runs_in_a_terminal_and_leaves_it(finished: Path) -> None:
-    status, drawn = in_terminal(str(finished), keys=b"1234567q")
+    status, drawn = in_terminal(str(finished), keys=b"12345678q")
     assert status == 0
     assert b"Overview" in drawn and b"Traceback" not in drawn
 

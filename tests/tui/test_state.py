@@ -82,7 +82,7 @@ def test_the_cause_of_bubbles_is_named(busy: float, settings: dict[str, Any], wo
         state.apply({"event": "span", "lane": "disk", "begin": begin, "end": begin + busy, "bytes": 5} | expert)
         state.apply({"event": "bubble", "lane": "compute", "begin": begin, "end": begin + 0.8} | expert)
         state.apply({"event": "span", "lane": "compute", "begin": begin + 0.8, "end": begin + 1.0} | expert)
-    cause = state.cause(0.0, 10.0, settings)
+    cause = state.cause(0.0, 10.0, settings, {})
     assert cause.waits == pytest.approx(0.8)
     assert words in cause.sentence and "experts" in cause.sentence
 
@@ -90,7 +90,7 @@ def test_the_cause_of_bubbles_is_named(busy: float, settings: dict[str, Any], wo
 def test_a_run_that_does_not_wait_is_told_so() -> None:
     state = State()
     state.apply({"event": "span", "lane": "compute", "kind": "expert", "layer": 0, "begin": 0.0, "end": 5.0})
-    assert "arithmetic sets the pace" in state.cause(0.0, 5.0, {}).sentence
+    assert "arithmetic sets the pace" in state.cause(0.0, 5.0, {}, {}).sentence
 
 
 def test_torn_lines_garbage_and_newer_events_are_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,22 @@
+"""Numbers as people say them."""
+
+__all__ = ["size", "when"]
+
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def size(nbytes: float) -> str:
+    """Bytes."""
+    unit = 0
+    while abs(nbytes) >= 1000 and unit < len(UNITS) - 1:
+        nbytes, unit = nbytes / 1000, unit + 1
+    return f"{nbytes:.3g}{UNITS[unit]}"
+
+
+def when(seconds: float) -> str:
+    """Seconds."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
