@@ -7,9 +7,10 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, NamedTuple
 
-from monitor.units import size
+from monitor.units import brief, size
 
 __all__ = ["Cause", "Lane", "Span", "State"]
 
@@ -196,13 +197,15 @@ class State:
             return (
                 f"It moves {size(moved / seconds)}/s, and the plan counted on {size(expected)}/s: something slows it."
             )
-        n, enough = plan.get("n_batches"), (plan.get("conditions") or {}).get("smallest_n")
-        if isinstance(n, int) and isinstance(enough, int) and n < enough:
-            return (
-                f"n_batches={n} is too small: by the plan, {enough} batches compute for as long as a layer's blocks "
-                "take to arrive."
-            )
-        return "More sequences for each arrival (n_batches, batch_size) would help, or more memory for what stays."
+        n, layer = plan.get("n_batches"), (plan.get("conditions") or {}).get("7") or {}
+        computes, reads = layer.get("compute", 0.0), layer.get("transfer", 0.0)
+        if not isinstance(n, int) or not 0 < computes < reads:
+            return "More sequences for each arrival (n_batches, batch_size) would help, or more memory for what stays."
+        times = f"by the plan a layer computes for {brief(computes)} and reads for {brief(reads)}"
+        enough = ceil(n * reads / computes)
+        if "n_batches" in plan.get("as_set", ()):
+            return f"n_batches={n} is too small: {times}, so that it would take {enough} batches to hide it."
+        return f"{times.capitalize()}: {enough} batches instead of {n} would hide it, had they room in memory."
 
     def _span(self, lane: str, span: Span) -> None:
         self._keep(self.lanes.setdefault(lane, Lane()), span)

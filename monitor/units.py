@@ -1,6 +1,6 @@
 """Numbers as people say them."""
 
-__all__ = ["size", "when"]
+__all__ = ["brief", "size", "when"]
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -20,3 +20,8 @@ def when(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+def brief(seconds: float) -> str:
+    """Seconds that may be small parts of one."""
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
