@@ -56,7 +56,7 @@ class Monitor(App[None]):
     ]
 
     def __init__(self, run: Run | None, folder: Path, pictures: Path | None = None) -> None:
-        super().__init__()
+        super().__init__(ansi_color=True)
         self._folder = folder
         self._pictures = pictures or Path()
         self._run = run
@@ -80,7 +80,8 @@ class Monitor(App[None]):
 
     def on_mount(self) -> None:
         """Begin to look, in the terminal's own colours."""
-        self.theme = "ansi-light" if is_light(os.environ.get("COLORFGBG", "")) else "ansi-dark"
+        tone = "light" if is_light(os.environ.get("COLORFGBG", "")) else "dark"
+        self.theme = f"ansi-{tone}"
         self.list_runs()
         if self._run is None:
             self.action_runs()

@@ -1,6 +1,7 @@
 """The monitor in a real terminal (tmux), beside real runs that are killed, sweep, and lose their folders."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -31,9 +32,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Terminal:
     """A terminal with the monitor in it."""
 
-    def __init__(self, *arguments: str | Path, size: tuple[int, int] = (80, 24), where: Path = REPOSITORY) -> None:
+    def __init__(
+        self, *arguments: str | Path, size: tuple[int, int] = (80, 24), where: Path = REPOSITORY, env: str = ""
+    ) -> None:
         self._name = f"klotski-{uuid.uuid4().hex}"
-        command = f"unset COLUMNS LINES; PYTHONPATH={REPOSITORY} {sys.executable} -m monitor {' '.join(map(str, arguments))}"
+        monitor = f"{sys.executable} -m monitor {' '.join(map(str, arguments))}"
+        command = f"unset COLUMNS LINES; PYTHONPATH={REPOSITORY} {env} {monitor}"
         self.tmux("new-session", "-d", "-x", str(size[0]), "-y", str(size[1]), "-c", str(where), "sh")
         self.tmux("send-keys", f"{command}; echo status $?", "Enter")
 
@@ -72,8 +76,10 @@ def comes_true(what: Callable[[], bool], meanwhile: Callable[[], object] = lambd
 
 
 @contextmanager
-def terminal(*arguments: str | Path, size: tuple[int, int] = (80, 24), where: Path = REPOSITORY) -> Iterator[Terminal]:
-    shown = Terminal(*arguments, size=size, where=where)
+def terminal(
+    *arguments: str | Path, size: tuple[int, int] = (80, 24), where: Path = REPOSITORY, env: str = ""
+) -> Iterator[Terminal]:
+    shown = Terminal(*arguments, size=size, where=where, env=env)
     try:
         yield shown
     finally:
@@ -133,6 +139,20 @@ def test_every_key_in_a_terminal_of_any_size(finished: Path, tmp_path: Path) -> 
         assert shown.shows(str(finished.parent.name))
         shown.press("q")
         assert shown.shows("status 0")
+
+
+@pytest.mark.parametrize(
+    ("env", "colours"), [("NO_COLOR=1", ""), ("TERM=xterm", "01234567"), ("COLORFGBG='0;15'", "01234567")]
+)
+def test_colours_are_the_terminals_own_sixteen_or_none(finished: Path, env: str, colours: str) -> None:
+    with terminal(finished, env=env) as shown:
+        assert shown.shows("✓ ok")
+        for key in "1234567":
+            shown.press(key)
+            assert shown.shows(PANELS[key])
+            codes = set(re.findall(r"\x1b\[([0-9;]*)m", shown.tmux("capture-pane", "-p", "-e")))
+            coloured = {code for code in codes if re.fullmatch(r"(9|10|[34])[0-8].*", code)}
+            assert coloured <= {f"{ground}{colour}" for ground in ("3", "4", "9", "10") for colour in colours}
 
 
 def test_a_folder_that_is_deleted_under_it_is_told(finished: Path, tmp_path: Path) -> None:
