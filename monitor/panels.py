@@ -20,6 +20,7 @@ __all__ = ["PANELS", "View"]
 
 ORDER = ("compute", "link", "kv_in", "kv_out", "disk")  # of lanes, from top to bottom
 ROOMY = 30  # lines
+SCHEMA = 1  # of run folders, that is understood; see docs/events.md
 STORY = (
     "A sweep takes all batches through all layers. Blocks of weights (a layer's dense part, or one expert) arrive on a "
     "lane, each once for all batches; compute works with what is here, the most wanted experts first. Where it has to "
@@ -117,6 +118,11 @@ def overview(view: View) -> RenderableType:
     lines += [Text(), Text.assemble("waits     ", waits), Text(cause.sentence)]
     if view.player.damaged:
         lines.append(Text(f"{view.player.damaged} lines of events.jsonl could not be read", "yellow"))
+    schema = view.player.run.identity.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        lines.append(
+            Text(f"a newer klotski wrote this (schema {schema}): what is not known here is left out", "yellow")
+        )
     lines += [Text(), *rows_over_time(view)]
     if view.height >= ROOMY:
         lines += [Text(), Text(STORY, "dim"), Text(), Text(str(plan.get("explanation", "")))]

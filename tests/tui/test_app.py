@@ -1,6 +1,7 @@
 """The app, driven key by key: in a terminal of its own kind, and in a real one."""
 
 import asyncio
+import json
 import os
 import pty
 import select
@@ -149,6 +150,24 @@ def test_garbage_is_counted_and_does_no_harm(finished: Path, tmp_path: Path) -> 
     drive(app, keys)
 
 
+def test_a_run_of_a_newer_version_is_shown_as_far_as_it_is_understood(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / "run.json").write_text(json.dumps({"schema": 2, "ship": "Beagle"}))
+    with (folder / "events.jsonl").open("a") as file:
+        file.write('{"event": "dream", "of": "sheep"}\n')
+
+    async def keys(pilot: Pilot[None]) -> None:
+        for number in range(1, 9):
+            await pilot.press(str(number))
+            await pilot.pause(0.05)
+        await pilot.press("1")
+        shown = seen(app)
+        assert "schema 2" in shown and "1 lines of events.jsonl" in shown and "✓ ok" in shown
+
+    drive(app := Monitor(Run(folder), tmp_path), keys)
+
+
 def test_without_a_run_it_waits_for_one(finished: Path, tmp_path: Path) -> None:
     async def keys(pilot: Pilot[None]) -> None:
         assert app.query_one("#list", OptionList).option_count == 0
@@ -220,4 +239,4 @@ def test_it_ends_with_its_terminal(finished: Path) -> None:
 def test_a_folder_without_a_run_is_refused_in_a_sentence(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "monitor", str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "has no run.json" in done.stderr and "Traceback" not in done.stderr
+    assert "there is no run.json" in done.stderr and "Traceback" not in done.stderr
