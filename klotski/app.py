@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,6 +22,7 @@ from klotski.refusals import explain
 
 if TYPE_CHECKING:
     from klotski.telemetry import Recorder, RunLog, Totals
+    from klotski.telemetry.prometheus import PrometheusServer
 
 __all__ = ["main"]
 
@@ -89,13 +91,17 @@ def run(composed: DictConfig, folder: Path) -> None:
 
     signal.signal(signal.SIGTERM, interrupt)
     totals = Totals()
-    with RunLog(folder) as log:
+    with RunLog(folder) as log, ExitStack() as stack:
         recorder = Recorder(log.events if composed.get("events", True) else None)
         status, mode, reason = "failed", "measured", None
         try:
             config = schema.load(composed)
+            server = take_port(config.prometheus, stack)
             executor = create(config)
             mode = "predicted" if config.dry_run else executor.mode
+            if server is not None:
+                options = {"model": config.model.name, "hw": config.hw.name, "pipeline": config.pipeline.name}
+                server.serve(recorder, totals, options | {"mode": mode})
             executor.run(config, log, recorder, totals)
             status = "ok"
         except KeyboardInterrupt:
@@ -107,6 +113,15 @@ def run(composed: DictConfig, folder: Path) -> None:
             raise
         finally:
             conclude(status, mode, reason, log, recorder, totals)
+
+
+def take_port(port: int | None, stack: ExitStack) -> "PrometheusServer | None":
+    """Make sure, before anything is loaded, that metrics can be served; until `stack` is closed."""
+    if port is None:
+        return None
+    from klotski.telemetry.prometheus import PrometheusServer  # here, because few runs need what it loads
+
+    return stack.enter_context(PrometheusServer(port))
 
 
 def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder: "Recorder", totals: "Totals") -> None:

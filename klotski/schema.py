@@ -247,6 +247,8 @@ class RunConfig:
     """Write what each router said of each batch to routing.jsonl, for other runs to be predicted by."""
     events: bool = True
     """Write every operation to events.jsonl, and to trace.json for Perfetto."""
+    prometheus: int | None = None
+    """The port of 127.0.0.1 on which the run serves metrics to Prometheus while it goes on; none by default."""
 
 
 def register(configs: Path) -> None:
@@ -338,6 +340,10 @@ def check(config: RunConfig) -> None:
     if n_batches is not None and n_batches > 4096:
         raise ConfigError(f"pipeline.n_batches={n_batches} is more than the 4096 batches a group may have")
     check_workload(config.workload)
+    if config.prometheus is not None and not 1 <= config.prometheus <= 65535:
+        raise ConfigError(
+            f"prometheus={config.prometheus} is not a port; set one between 1 and 65535, or null for none"
+        )
 
 
 def check_hardware(hw: HwConfig) -> None:

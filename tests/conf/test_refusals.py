@@ -125,6 +125,10 @@ def test_a_value_that_is_none_of_those_that_exist(override: str, existing: list[
         "pipeline.prefill_tokens=some",
         "pipeline.hot_experts=many",
         "hw.threads=-2",
+        "prometheus=some",
+        "prometheus=0",
+        "prometheus=-9400",
+        "prometheus=65536",
     ],
 )
 def test_a_value_of_the_wrong_type_or_out_of_range(override: str) -> None:
