@@ -1,33 +1,41 @@
-"""Pictures of every panel of the monitor, for the README and docs/: `python -m scripts.monitor_pictures RUN`."""
+"""Pictures of every panel of the monitor, for the README and docs/: `python -m scripts.monitor_pictures RUN [SWEEP]`.
+
+Of a run that is running as it runs, of one that has ended as it was in its middle; the panel of sweeps is of the last
+job of a sweep, if one is named.
+"""
 
 import asyncio
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from monitor.app import Monitor
 from monitor.panels import PANELS
-from monitor.source import Run
+from monitor.source import Run, find_runs
 
 FOLDER = Path("docs") / "monitor"
 SIZE = (110, 30)
 
 
-async def take(run: Run) -> None:
-    """One SVG for each panel, of the middle one of the run's sweeps."""
+async def take(run: Run, panels: Iterable[str]) -> None:
+    """One SVG for each panel."""
     app = Monitor(run, run.folder.parent)
     FOLDER.mkdir(parents=True, exist_ok=True)
     async with app.run_test(size=SIZE) as pilot:
-        await pilot.pause(1.0)
+        await pilot.pause(2.0)
         player = app._player
         assert player is not None
-        sweeps = list(player.state.sweeps)
-        player.seek(sweeps[len(sweeps) // 2]["end"])
-        player.is_paused = True
-        for number, name in enumerate(PANELS, start=1):
-            await pilot.press(str(number))
+        if not run.status().is_running:
+            sweeps = list(player.state.sweeps)
+            player.seek(sweeps[len(sweeps) // 2]["end"])
+            player.is_paused = True
+        for name in panels:
+            await pilot.press(str(1 + list(PANELS).index(name)))
             await pilot.pause(0.5)
             (FOLDER / f"{name.lower()}.svg").write_text(app.export_screenshot(title="klotski-monitor"))
 
 
 if __name__ == "__main__":
-    asyncio.run(take(Run(Path(sys.argv[1]))))
+    asyncio.run(take(Run(Path(sys.argv[1])), PANELS))
+    for sweep in sys.argv[2:]:
+        asyncio.run(take(find_runs(Path(sweep))[0], ["Sweep"]))
