@@ -13,9 +13,11 @@ import msgspec
 import psutil
 import yaml
 
-__all__ = ["Run", "Status", "Tail", "find_runs"]
+__all__ = ["Run", "Status", "Tail", "find_runs", "read_events"]
 
-CHUNK = 4 << 20  # bytes that are read at a time, so that a long file does not hold up the screen
+CHUNK = 1 << 20  # bytes that are read at a time, so that a long file does not hold up the screen
+
+decoder = msgspec.json.Decoder()
 
 
 class Status(NamedTuple):
@@ -95,11 +97,10 @@ class Run:
 class Tail:
     """Reads a file of JSON lines as far as it has come; a line counts once its newline is there."""
 
-    def __init__(self, file: Path, offset: int = 0) -> None:
+    def __init__(self, file: Path) -> None:
         self._file = file
-        self._offset = offset
+        self._offset = 0
         self._rest = b""
-        self._decoder = msgspec.json.Decoder()
         self.damaged = 0
         """Lines that were no JSON object."""
         self.position = 0
@@ -119,14 +120,34 @@ class Tail:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self.position += len(line) + 1
-            try:
-                event = self._decoder.decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                event = None
-            if isinstance(event, dict):
-                yield event
-            else:
+            event = decode(line)
+            if event is None:
                 self.damaged += 1
+            else:
+                yield event
+
+
+def read_events(file: Path, begin: int, end: int) -> Iterator[dict[str, Any]]:
+    """The events in whole lines of a file between two positions; none if it is gone."""
+    try:
+        with file.open("rb") as lines:
+            lines.seek(begin)
+            data = lines.read(end - begin)
+    except OSError:
+        return
+    for line in data.split(b"\n"):
+        event = decode(line)
+        if event is not None:
+            yield event
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """A line's JSON object; None if it is damaged."""
+    try:
+        event = decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    return event if isinstance(event, dict) else None
 
 
 def find_runs(folder: Path) -> list[Run]:
