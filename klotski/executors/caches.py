@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -41,7 +42,8 @@ class MovingCaches:
         memory = device.allocate(slots * nbytes).view(slots, nbytes)
         self._free: deque[tuple[torch.Tensor, tuple[Event, ...]]] = deque((slot, ()) for slot in memory)
         self._lent: deque[Lent] = deque()
-        self._home: dict[tuple[int, int], Event] = {}  # when what a batch's layer sent back last is there
+        # When what a layer of a batch sent back last is there; forgotten with the batch.
+        self._home: WeakKeyDictionary[MovingLayer, Event] = WeakKeyDictionary()
 
     def bring(self, batch: Batch, layer: int) -> None:
         """Begin to bring what a batch keeps of a layer, into the slot that has been free for longest."""
@@ -50,7 +52,7 @@ class MovingCaches:
         moving = kept if isinstance(kept, MovingLayer) else None
         if moving is not None:
             moving.lend(slot)
-            home = self._home.pop((batch.index, layer), None)
+            home = self._home.pop(moving, None)
             if home is not None:
                 pieces = moving.ahead
                 operation = Operation(KIND, layer, batch=batch.index, nbytes=sum(to.nbytes for to, _ in pieces))
@@ -70,14 +72,13 @@ class MovingCaches:
             pieces = lent.layer.behind
             operation = Operation(KIND, lent.number, batch=lent.batch, nbytes=sum(to.nbytes for to, _ in pieces))
             after = self._outward.submit(operation, partial(self._copy, pieces), (use,))
-            self._home[lent.batch, lent.number] = after
+            self._home[lent.layer] = after
             lent.layer.recall()
         self._free.append((lent.slot, (after,)))
 
     def close(self) -> None:
-        """Forget what went back for batches that will not come again."""
+        """No batch is under way any more."""
         assert not self._lent, "something was brought that nobody used"
-        self._home.clear()
 
     def _copy(self, pieces: Pieces) -> None:
         with torch.inference_mode():  # in which the batches took the memory, on another thread
