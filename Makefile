@@ -46,6 +46,12 @@ bench-planner: $(VENV)/.bench ## what the planner chooses against a grid of choi
 bench-prediction: $(VENV)/.bench ## what the simulator says of a run, and what the run did; an hour, and root
 	$(BIN)/python -m tests.benchmarks.prediction $(ARGS)
 
+bench-gpu: $(VENV)/.bench ## what a GPU reaches, ours and Accelerate's; nine minutes, and 100 GB of CPU memory
+	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
+
+bench-monitor: setup ## what klotski-monitor costs the run that it looks at; ten minutes
+	$(BIN)/python -m tests.benchmarks.monitor $(ARGS)
+
 shapes: setup ## random checkpoints of five architectures under outputs/, 0.8 GB, for experiment=architectures
 	$(BIN)/python -m scripts.random_checkpoint
 
@@ -69,4 +75,4 @@ format: setup ## lay the code out as the linter wants it
 clean: ## remove what was built here; runs in outputs/ stay
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run monitor test test-slow test-gpu bench-models bench bench-ablation bench-planner bench-prediction shapes outlines lint format clean
+.PHONY: help setup run monitor test test-slow test-gpu bench-models bench bench-ablation bench-planner bench-prediction bench-gpu bench-monitor shapes outlines lint format clean

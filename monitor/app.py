@@ -6,12 +6,13 @@ import sys
 from bisect import bisect_left
 from datetime import datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from rich.console import Console
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.geometry import Size
 from textual.widgets import Footer, Header, OptionList, Static, TabbedContent, TabPane
 from textual.widgets.option_list import Option
 
@@ -29,6 +30,17 @@ ZOOM = 1.5
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0)
 JUMP = 0.02  # of the run, or a second
 BY_TAB = {name.lower(): draw for name, draw in PANELS.items()}
+
+
+class Frame(NamedTuple):
+    """What a picture follows from, but for what is looked at now and then."""
+
+    tab: str
+    size: Size
+    player: Player
+    is_live: bool
+    moment: float
+    window: float | None
 
 
 class Monitor(App[None]):
@@ -65,6 +77,7 @@ class Monitor(App[None]):
         self._sweep: Sweep | None = None
         self._jobs: list[Job] = []
         self._ticks = 0
+        self._frame: Frame | None = None  # the last one that was drawn
         self._window: float | None = None  # seconds; until somebody zooms, the last sweeps
 
     def compose(self) -> ComposeResult:
@@ -110,7 +123,8 @@ class Monitor(App[None]):
             self._ticks += 1
             return
         player.advance(PERIOD)
-        if self._ticks % SLOW == 0:
+        is_due = self._ticks % SLOW == 0
+        if is_due:
             self._status, self._plan, self._metrics = player.run.status(), player.run.plan(), player.run.metrics()
             self._config, self._gpus = player.run.config(), look_at_gpus()
             self._jobs = self._sweep.jobs() if self._sweep else []
@@ -118,7 +132,12 @@ class Monitor(App[None]):
         self._ticks += 1
         for tabs in self.query("#tabs").results(TabbedContent):  # none are left while the app is closing
             for panel in self.query(f"#panel-{tabs.active}").results(Static):
-                panel.update(BY_TAB[tabs.active](self.view()))
+                frame = Frame(tabs.active, self.size, player, player.is_live, player.state.now, self._window)
+                if frame != self._frame or is_due:
+                    # What lies where takes as long to find as to draw, and seldom changes.
+                    is_new = frame[:2] != self._frame[:2] if self._frame else True
+                    panel.update(BY_TAB[tabs.active](self.view()), layout=is_new or is_due)
+                    self._frame = frame
 
     def follow_sweep(self) -> None:
         """When a job has ended that was watched as it ran, go on with the one of its sweep that runs now."""

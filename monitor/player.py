@@ -2,14 +2,14 @@
 
 import time
 
-from monitor.index import Index, no_garbage
+from monitor.index import Index, gc_paused
 from monitor.source import Run, Tail
 from monitor.state import State
 
 __all__ = ["Player"]
 
-APART = 5_000  # events from one checkpoint of a run to the next: what a jump has to read again, at most, in a short one
-PATIENCE = 0.1  # seconds of reading until the screen and the keys have their turn
+APART = 8_000  # events from one checkpoint of a run to the next: what a jump has to read again, at most, in a short one
+PATIENCE = 0.15  # seconds of reading until the screen and the keys have their turn
 
 
 class Player:
@@ -62,12 +62,12 @@ class Player:
         self.is_live, self.shown = False, max(0.0, moment)
         self.state = self._index.at(self.shown)
 
+    @gc_paused()
     def _read(self) -> int:
         """Read some of what has come; returns how many events that were."""
         count = 0
-        with no_garbage():
-            for event in self._tail.read():
-                self._newest.apply(event)
-                self._index.add(event, self._tail.position, self._newest)
-                count += 1
+        for event in self._tail.read():
+            self._newest.apply(event)
+            self._index.add(event, self._tail.position, self._newest)
+            count += 1
         return count

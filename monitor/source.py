@@ -15,7 +15,7 @@ import yaml
 
 __all__ = ["Run", "Status", "Tail", "find_runs", "read_events"]
 
-CHUNK = 1 << 20  # bytes that are read at a time, so that a long file does not hold up the screen
+CHUNK = 256 << 10  # bytes that are read at a time, so that a long file does not hold up the screen
 
 decoder = msgspec.json.Decoder()
 
@@ -38,6 +38,7 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.identity = read_json(folder / "run.json")
+        self._config: dict[str, Any] = {}
 
     @property
     def start(self) -> float:
@@ -59,12 +60,14 @@ class Run:
         return read_json(self.folder / "metrics.json")
 
     def config(self) -> dict[str, Any]:
-        """What it was composed of, group by group."""
-        try:
-            content = yaml.safe_load((self.folder / ".hydra" / "config.yaml").read_bytes())
-        except (OSError, yaml.YAMLError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """What it was composed of, group by group. Does not change any more, and takes long to read."""
+        if not self._config:
+            try:
+                content = yaml.safe_load((self.folder / ".hydra" / "config.yaml").read_bytes())
+            except (OSError, yaml.YAMLError):
+                return {}
+            self._config = content if isinstance(content, dict) else {}
+        return self._config
 
     def log(self) -> list[str]:
         """The last lines of its log."""

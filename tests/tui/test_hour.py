@@ -1,0 +1,145 @@
+"""An hour of events, as the engine writes it: any moment is shown at once and exactly, in little memory."""
+
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from monitor import index
+from monitor.index import ends
+from monitor.player import Player
+from monitor.source import Run, read_events
+from monitor.state import State
+from monitor.units import when
+from tests.engine import run_engine
+from tests.watching import watching
+
+SIMULATED = ("executor=simulate", "model=mixtral", "hw=rtx4090", "history=none", "workload=synthetic")
+MIXTRAL = (*SIMULATED, "workload.input_tokens=64", "pipeline.n_batches=4", "pipeline.batch_size=16")
+HOUR = (*MIXTRAL, "hw.link_bandwidth=7GB/s", "workload.num_requests=256", "workload.output_tokens=87")
+MINUTE = (*MIXTRAL, "workload.num_requests=64", "workload.output_tokens=8")
+LOOK = '{"event":"state","time":%s,"waiting":{"disk":[%d,%d]},"wanted":{"hot":%d},"memory":%d,"requested":%d,"used":%d,'
+LOOK += '"output_tokens":0,"requests":0}\n'
+
+
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(with_looks(run_engine(tmp_path_factory.mktemp("hour") / "run", *HOUR)))
+
+
+@pytest.fixture(scope="module")
+def minute(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(with_looks(run_engine(tmp_path_factory.mktemp("minute") / "run", *MINUTE)))
+
+
+@pytest.fixture(scope="module")
+def player(hour: Run) -> Player:
+    return loaded(hour)
+
+
+def with_looks(run: Path) -> Path:
+    """The same run with what only real ones say: how things stood, four times a second."""
+    file, number, seconds = run / "events.jsonl", 0, 0.0
+    lines = file.read_bytes().splitlines(keepends=True)
+    with file.open("wb") as out:
+        for line in lines:
+            out.write(line)
+            seconds = max(seconds, ends(msgspec.json.decode(line)))
+            while number / 4 < seconds:
+                look = LOOK % (number / 4, number % 7, number << 20, number % 5, number << 10, number, number // 2)
+                out.write(look.encode())
+                number += 1
+    return run
+
+
+def loaded(run: Run) -> Player:
+    """All that there is has been read."""
+    player = Player(run)
+    while player.is_loading:
+        player.advance(0.0)
+    return player
+
+
+def read_until(run: Run, moments: list[float]) -> Iterator[State]:
+    """How things stood at moments: all that was over by then, applied from the start."""
+    file = run.folder / "events.jsonl"
+    states = [(moment, State()) for moment in moments]
+    for event in read_events(file, 0, file.stat().st_size):
+        over = ends(event)
+        for moment, state in states:
+            if over <= moment:
+                state.apply(event)
+    for moment, state in states:
+        state.now = moment
+        yield state
+
+
+def test_an_hour_is_one(hour: Run) -> None:
+    assert hour.metrics()["elapsed_time"] > 3600
+    with (hour.folder / "events.jsonl").open("rb") as file:
+        kinds = [line[:20] for line in file]
+    assert len(kinds) > 250_000
+    assert {line[10:].split(b'"')[0] for line in kinds} == {
+        b"span",
+        b"spans",
+        b"bubble",
+        b"bubbles",
+        b"sweep",
+        b"state",
+    }
+
+
+def test_any_moment_of_an_hour_is_shown_at_once(player: Player) -> None:
+    rng, took = random.Random(1), []
+    for _ in range(40):
+        moment = rng.uniform(0.0, player.end)
+        before = time.thread_time()  # what others on this machine do meanwhile is not the monitor's
+        player.seek(moment)
+        took.append(time.thread_time() - before)
+        assert player.state.now == moment
+    assert sorted(took)[-3] < 0.2  # the worst may be another's doing: machines are shared
+
+
+def test_an_hour_in_a_terminal_takes_little_memory(hour: Run, player: Player) -> None:
+    with watching(hour.folder) as monitor:
+        monitor.until_drawn(when(player.end))
+        for key in ("home", "right", "4", "end", "left"):
+            monitor.press(key)
+            assert monitor.process.memory_info().rss < 300e6
+
+
+def test_a_moment_by_seeking_is_that_by_reading(hour: Run, player: Player) -> None:
+    rng = random.Random(2)
+    moments = [1.0, *(rng.uniform(0.0, player.end) for _ in range(3))]
+    moments.append(moments[-1] + 0.25)
+    for moment, expected in zip(moments, read_until(hour, moments), strict=True):
+        player.seek(moment)
+        assert vars(player.state) == vars(expected)
+
+
+def test_it_stays_so_when_checkpoints_have_been_given_up(minute: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("monitor.player.APART", 20)
+    monkeypatch.setattr(index, "LIMIT", 4)
+    player, rng = loaded(minute), random.Random(3)
+    moments = [rng.uniform(0.0, player.end) for _ in range(12)]
+    moments += [moments[-1] + step / 4 for step in range(8)]  # as it is replayed
+    for moment, expected in zip(moments, read_until(minute, moments), strict=True):
+        player.seek(moment)
+        assert vars(player.state) == vars(expected)
+    checkpoints = [segment for segment in player._index._segments if segment.checkpoint]
+    assert 1 < len(checkpoints) <= 4
+
+
+def test_a_number_that_nobody_can_have_meant_does_no_harm(
+    minute: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitor.player.APART", 20)
+    odd = f'{{"event":"span","lane":"disk","kind":"expert","layer":0,"begin":0,"end":1,"bytes":{10**30}}}\n'
+    (tmp_path / "events.jsonl").write_text(odd + (minute.folder / "events.jsonl").read_text())
+    player = loaded(Run(tmp_path))
+    for moment in (0.5, 2.0, player.end - 1.0):
+        player.seek(moment)
+        assert (player.state.lanes["disk"].nbytes > 10**30) == (moment > 1)
