@@ -49,7 +49,7 @@ bench-prediction: $(VENV)/.bench ## what the simulator says of a run, and what t
 bench-gpu: $(VENV)/.bench ## what a GPU reaches, ours and Accelerate's; nine minutes, and 100 GB of CPU memory
 	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
 
-bench-monitor: setup ## what klotski-monitor costs the run that it looks at; ten minutes
+bench-monitor: setup ## what klotski-monitor costs the run that it looks at; a quarter of an hour
 	$(BIN)/python -m tests.benchmarks.monitor $(ARGS)
 
 shapes: setup ## random checkpoints of five architectures under outputs/, 0.8 GB, for experiment=architectures

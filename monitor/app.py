@@ -4,6 +4,7 @@ import os
 import select
 import sys
 from bisect import bisect_left
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -100,6 +101,8 @@ class Monitor(App[None]):
             self.action_runs()
         else:
             self.show_run(self._run)
+        if not self.is_headless:
+            self.call_after_refresh(step_back)
         self.set_interval(PERIOD, self.tick)
         self.tick()
 
@@ -264,6 +267,12 @@ class Monitor(App[None]):
             self.notify(f"{name}.svg could not be written: {error.strerror}", severity="error")
         else:
             self.notify(f"written: {name}.svg and .txt")
+
+
+def step_back() -> None:
+    """From now on the run's threads come first, where both want a core."""
+    with suppress(OSError):
+        os.nice(10)
 
 
 def is_light(said: str) -> bool:

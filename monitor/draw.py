@@ -1,6 +1,8 @@
 """Pictures out of characters. Shape says everything that colour says, too."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from rich.text import Text
 
@@ -46,14 +48,16 @@ def timeline(state: State, lanes: Iterable[str], begin: float, end: float, width
 def moments(lane: Lane, begin: float, end: float, width: int, style: str, mark: str = "") -> Text:
     """How busy a lane was, moment by moment; or a mark where it was for half of one."""
     taken = [0.0] * width
-    step = (end - begin) / width
+    columns = width / (end - begin)  # a second
     for span in lane.between(begin, end):
-        weight = span.seconds / (span.end - span.begin) if span.end > span.begin else 0.0
-        first = max(0, int((span.begin - begin) / step))
-        last = min(width - 1, int((span.end - begin) / step))
-        for column in range(first, last + 1):
-            left = begin + column * step
-            taken[column] += weight * max(0.0, min(span.end, left + step) - max(span.begin, left)) / step
+        left, right = (span.begin - begin) * columns, (span.end - begin) * columns
+        first = int(left)
+        if left >= 0 and right <= first + 1:  # as most are
+            taken[min(first, width - 1)] += span.seconds * columns
+            continue
+        weight = span.seconds / (span.end - span.begin)
+        for column in range(max(0, first), min(width - 1, int(right)) + 1):
+            taken[column] += weight * max(0.0, min(right, column + 1) - max(left, column))
     if mark:
         return Text("".join(mark if each >= 0.5 else "·" if each > 0.05 else " " for each in taken), style)
     return Text("".join(level(min(1.0, each)) for each in taken), style)
@@ -69,12 +73,14 @@ def heat(rows: Mapping[int, Mapping[int, int]], experts: int, width: int, height
     lines = []
     for first in range(0, len(layers), per_row):
         group = layers[first : first + per_row]
-        line = Text(f"{group[0]:4} ", "dim")
+        line, cells = Text(f"{group[0]:4} ", "dim"), []
         for column in range(0, experts, per_column):
             there = range(column, min(experts, column + per_column))
             most = max(rows[layer].get(expert, 0) for layer in group for expert in there)
             part = most / top
             step = max(1 if most else 0, round(part * (len(HEAT) - 1)))
-            line.append(HEAT[step] * wide, "bold red" if part > 0.75 else "yellow" if part > 0.35 else "")
+            cells.append(("bold red" if part > 0.75 else "yellow" if part > 0.35 else "", HEAT[step] * wide))
+        for style, same in groupby(cells, key=itemgetter(0)):  # a terminal draws a few long pieces faster
+            line.append("".join(text for _, text in same), style)
         lines.append(line)
     return lines

@@ -274,6 +274,9 @@ def share(spans: Iterator[Span], begin: float, end: float) -> float:
         return 0.0
     taken = 0.0
     for span in spans:
+        if span.begin >= begin and span.end <= end:  # as most do
+            taken += span.seconds
+            continue
         overlap = min(span.end, end) - max(span.begin, begin)
         taken += overlap * (span.seconds / (span.end - span.begin) if span.end > span.begin else 0.0)
     return min(1.0, taken / (end - begin))

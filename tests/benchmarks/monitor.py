@@ -1,16 +1,17 @@
 """`make bench-monitor`: what a monitor costs the run that it looks at, and how soon it is there.
 
-    python -m tests.benchmarks.monitor [--pairs 8] [--requests 192] [--starts 5]
+    python -m tests.benchmarks.monitor [--pairs 8] [--model many-small] [--starts 5]
 
-Runs of the model in the package, by pairs: one alone and one with `klotski-monitor` attached, in a real terminal of
-160 columns and 50 lines that is read as one over ssh would be. Which of a pair comes first alternates, because machines
-are shared. The monitor of the first pair shows the first panel, that of the second the second, and so on.
+Runs of a model that is larger than its memory (`make bench-models`), by pairs: one alone, and one with the monitor
+attached, in a real terminal of 160 columns and 50 lines that is read as one over ssh would be. Which of a pair comes
+first alternates, because machines are shared. The monitor of the first pair shows the first panel, that of the second
+the second, and so on.
 
 Prints a table, and writes a JSON line for each row to `outputs/bench-monitor.jsonl`:
 
 - `throughput`: output tokens a second without and with a monitor, medians; the ratio within each pair, its median and
-  its range; `cost`, by which the median ratio is less than one. The tiny model uses all cores and has thousands of
-  operations a second, each of which the monitor reads: of models that do not fit into memory it has some hundreds.
+  its range; `cost`, by which the median ratio is less than one. `--model tiny` is the worst case, and one that
+  nobody has: all cores are busy all the time, with thousands of operations a second, each of which the monitor reads.
 - `panel`: for each, the seconds of a core that the monitor takes in a second of the run, while it shows that panel;
   and without a run that goes on, on one that has ended.
 - `start`: seconds from the command to its first whole picture: alone, and beside the runs.
@@ -32,7 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from monitor.panels import PANELS
-from tests.benchmarks.runs import OUTPUTS, KilledError, lengths, metrics_in
+from tests.benchmarks.models import MODELS, folder_of, make
+from tests.benchmarks.runs import BUDGET, OUTPUTS, KilledError, lengths, metrics_in
 from tests.watching import Watcher, watching
 
 RUN = OUTPUTS / "bench" / "watched"
@@ -65,10 +67,12 @@ def watched(chosen: argparse.Namespace, key: str) -> Figures:
 def begin(chosen: argparse.Namespace) -> subprocess.Popen[bytes]:
     """Start a run into an empty folder."""
     shutil.rmtree(RUN, ignore_errors=True)
-    overrides = [*lengths(chosen.requests, 32, 64), "workload=synthetic", "history=none", f"hydra.run.dir={RUN}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "klotski", *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    model = ["model=tiny", *lengths(192, 32, 64)]
+    if chosen.model != "tiny":
+        path = f"model.path={folder_of(chosen.model)}"
+        model = ["model=custom", path, f"hw.device_memory={BUDGET}", *lengths(64, 32, 8)]
+    command = [sys.executable, "-m", "klotski", *model, "workload=synthetic", "history=none", f"hydra.run.dir={RUN}"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def finish(run: subprocess.Popen[bytes]) -> Figures:
@@ -162,9 +166,12 @@ def show(rows: list[dict[str, Any]]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--requests", type=int, default=192, help="of each run; some 20 seconds on two cores")
+    parser.add_argument("--model", default="many-small", choices=["tiny", *MODELS])
     parser.add_argument("--starts", type=int, default=5)
-    results = list(measure(parser.parse_args()))
+    options = parser.parse_args()
+    if options.model != "tiny":
+        make(options.model, folder_of(options.model))
+    results = list(measure(options))
     with (OUTPUTS / "bench-monitor.jsonl").open("a") as lines:
         lines.writelines(json.dumps(result) + "\n" for result in results)
     show(results)
