@@ -135,7 +135,10 @@ def test_every_key_in_a_terminal_of_any_size(finished: Path, tmp_path: Path) -> 
         assert comes_true(lambda: {file.suffix for file in tmp_path.iterdir()} == {".svg", ".txt"})
         shown.press("C-p")
         assert shown.shows("Theme")
-        shown.press("Escape", "r")
+        shown.press("Escape")
+        # Typed at once, the next key would belong to the escape: a terminal sends Alt+R so.
+        assert comes_true(lambda: "Theme" not in shown.screen)
+        shown.press("r")
         assert shown.shows(str(finished.parent.name))
         shown.press("q")
         assert shown.shows("status 0")
