@@ -109,7 +109,7 @@ class Monitor(App[None]):
     def show_run(self, run: Run) -> None:
         """Show a run from now on."""
         self._player = Player(run)
-        self.sub_title = str(run.folder)
+        self.sub_title = self.name_of(run)
         self._sweep = find_sweep(run.folder)
         self._has_run = False
         self._ticks = 0
@@ -183,7 +183,12 @@ class Monitor(App[None]):
         for index, run in enumerate(self._runs[:200]):
             status = run.status()
             began = datetime.fromtimestamp(run.start).strftime("%Y-%m-%d %H:%M:%S")
-            options.add_option(Option(f"{status.word:12}{began}  {run.folder}", id=str(index)))
+            options.add_option(Option(f"{status.word:12}{began}  {self.name_of(run)}", id=str(index)))
+
+    def name_of(self, run: Run) -> str:
+        """Its folder, as short as it is understood where runs are looked for."""
+        inside = run.folder.relative_to(self._folder) if run.folder.is_relative_to(self._folder) else run.folder
+        return str(inside) if inside.parts else run.folder.name
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Show the run that was picked."""
