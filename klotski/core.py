@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DENSE",
     "FIXED",
+    "Attention",
     "Block",
     "Compute",
     "KvCache",
@@ -63,6 +64,7 @@ class LaneName(StrEnum):
     LINK = "link"  # blocks, from CPU memory into a GPU
     KV_IN = "kv_in"  # keys and values on the same way
     KV_OUT = "kv_out"  # and new ones back
+    CORES = "cores"  # attention where they stay
     COMPUTE = "compute"
 
 
@@ -71,6 +73,7 @@ class Compute(StrEnum):
 
     START = "start"  # a batch comes in: its prompt is embedded
     ATTENTION = "attention"  # a batch goes through a layer's dense part, up to its router
+    PROJECT = "project"  # or, if keys and values stay elsewhere: from what attention gave up to the router
     GATHER = "gather"  # the tokens of all batches are sorted by expert
     EXPERT = "expert"  # one expert over the tokens of all batches
     COMBINE = "combine"  # experts' outputs are summed for each token
@@ -222,6 +225,17 @@ class Order(Enum):
 
 class KvCache(Enum):
     """Where keys and values are: on the device, in CPU memory below it, or as planned."""
+
+    auto = "auto"
+    device = "device"
+    host = "host"
+
+
+class Attention(Enum):
+    """Where one new token of each sequence looks at keys and values that are in CPU memory below a GPU.
+
+    `device`: on the device, to which they are moved. `host`: where they are, on the cores. `auto`: as planned.
+    """
 
     auto = "auto"
     device = "device"

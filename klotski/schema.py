@@ -18,7 +18,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from klotski.core import KvCache, Misses, OnDemand, Order, Prediction, Prefetch, Products, Residents
+from klotski.core import Attention, KvCache, Misses, OnDemand, Order, Prediction, Prefetch, Products, Residents
 from klotski.errors import ConfigError
 from klotski.refusals import did_you_mean, explain
 from klotski.units import (
@@ -117,6 +117,8 @@ class HwConfig:
     """From a GPU to CPU memory, to plan by. `auto`: as much."""
     memory_bandwidth: str = "auto"
     """What cached keys and the head's weights come out of memory at, to plan by: `800GB/s`."""
+    host_memory_bandwidth: str = "auto"
+    """What the cores look at keys and values in CPU memory below a GPU at, to plan by: `50GB/s`."""
     product_bandwidth: str = "auto"
     """What an expert's weights come into a product at, however few its rows, to plan by. `auto`: what earlier runs of
     the model measured, or `memory_bandwidth`."""
@@ -135,6 +137,7 @@ PLAUSIBLE = {
     "link_bandwidth": (1e9, 2e12, "B"),
     "link_bandwidth_back": (1e9, 2e12, "B"),
     "memory_bandwidth": (1e9, 1e14, "B"),
+    "host_memory_bandwidth": (1e9, 1e14, "B"),
     "product_bandwidth": (1e8, 1e14, "B"),
     "compute_rate": (1e8, 1e17, "FLOP"),
     "compute_rate_float32": (1e8, 1e17, "FLOP"),
@@ -157,6 +160,8 @@ class PlacementConfig:
     residents: Residents = Residents.greedy
     kv_cache: KvCache = KvCache.auto
     """Where keys and values are, if arithmetic happens on a GPU."""
+    attention: Attention = Attention.device
+    """Where new tokens look at those that are in CPU memory: on the `device`, the `host`, or where it is faster."""
 
 
 @dataclass

@@ -277,7 +277,7 @@ class Monitor(App[None]):
 def step_back() -> None:
     """From now on the run's threads come first, where both want a core."""
     with suppress(OSError):
-        os.nice(10)
+        os.nice(19)
 
 
 def is_light(said: str) -> bool:

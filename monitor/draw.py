@@ -14,7 +14,14 @@ SHADES = " ▁▂▃▄▅▆▇█"
 HEAT = " ·░▒▓█"
 BUBBLE = "x"
 LEGEND = f"height: how busy   {BUBBLE}: compute waits for a block"
-COLOURS = {"compute": "green", "disk": "cyan", "link": "blue", "kv_in": "magenta", "kv_out": "magenta"}
+COLOURS = {
+    "compute": "green",
+    "disk": "cyan",
+    "link": "blue",
+    "kv_in": "magenta",
+    "kv_out": "magenta",
+    "cores": "yellow",
+}
 
 
 def bar(part: float, width: int, style: str = "green") -> Text:

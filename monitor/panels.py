@@ -18,7 +18,7 @@ from monitor.units import size, when
 
 __all__ = ["PANELS", "View"]
 
-ORDER = ("compute", "link", "kv_in", "kv_out", "disk")  # of lanes, from top to bottom
+ORDER = ("compute", "cores", "link", "kv_in", "kv_out", "disk")  # of lanes, from top to bottom
 ROOMY = 30  # lines
 SCHEMA = 1  # of run folders, that is understood; see docs/events.md
 STORY = (

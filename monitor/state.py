@@ -19,6 +19,7 @@ SWEEPS = 2000
 STAGES = {  # of a batch, by the operation of it that ended last
     "start": "waiting",
     "attention": "router",
+    "project": "router",
     "finish": "done",
     "sample": "waiting",
 }
@@ -218,7 +219,9 @@ class State:
             tokens = self.tokens[span.layer]
             tokens[span.expert] = tokens.get(span.expert, 0) + span.tokens
         if span.batch >= 0 and span.kind in STAGES:
-            self.stages[span.batch] = STAGES[span.kind], span.layer
+            # Where the cores look at keys and values, attention goes on when the compute lane has asked for it.
+            is_asked = span.kind == "attention" and "cores" in self.lanes
+            self.stages[span.batch] = "attention" if is_asked else STAGES[span.kind], span.layer
         elif span.kind in ("gather", "expert", "combine", "score"):
             self.phase = ("scoring" if span.kind == "score" else "experts"), span.layer
 

@@ -1,4 +1,8 @@
-"""Keys and values in CPU memory below a device: the next batch's come while this one computes, new ones go back."""
+"""Keys and values in CPU memory below a device: the next batch's come while this one computes, new ones go back.
+
+Or they stay where they are, once prompts have been read, and attention of each new token is computed there, on the
+cores: what crosses the link then is a query and its answer.
+"""
 
 from collections import deque
 from collections.abc import Sequence
@@ -16,40 +20,54 @@ from klotski.pipeline import Batch
 
 __all__ = ["MovingCaches"]
 
-KIND = "kv"  # of operations
+KIND = "kv"  # of operations that move
+LOOK = "attention"  # of those that look at what stays
 
 Pieces = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
-class Lent(NamedTuple):
-    """A slot in use: whose layer has it (None: one that keeps what it has on the device), and what to wait for."""
+class Brought(NamedTuple):
+    """What a batch keeps of a layer, where it will be looked at.
+
+    `layer`: None, if it is on the device anyway. `slot`: None, if it stays in CPU memory. `arrival`: what to wait for.
+    """
 
     batch: int
     number: int
     layer: MovingLayer | None
-    slot: torch.Tensor
+    slot: torch.Tensor | None
     arrival: tuple[Event, ...]
 
 
 class MovingCaches:
-    """Caches that are moved, through `slots` slots of `nbytes` on the device; see `pipeline.Caches`."""
+    """Caches that are moved, through `slots` slots of `nbytes` on the device; see `pipeline.Caches`.
 
-    def __init__(self, slots: int, nbytes: int, device: Device, inward: Lane, outward: Lane) -> None:
+    `cores`: the lane of attention over what stays once prompts have been read; None: nothing does.
+    """
+
+    def __init__(
+        self, slots: int, nbytes: int, device: Device, inward: Lane, outward: Lane, cores: Lane | None = None
+    ) -> None:
         self.ahead = slots - 1
         self._device = device
         self._inward = inward
         self._outward = outward
+        self._cores = cores
         memory = device.allocate(slots * nbytes).view(slots, nbytes)
         self._free: deque[tuple[torch.Tensor, tuple[Event, ...]]] = deque((slot, ()) for slot in memory)
-        self._lent: deque[Lent] = deque()
+        self._brought: deque[Brought] = deque()
         # When what a layer of a batch sent back last is there; forgotten with the batch.
         self._home: WeakKeyDictionary[MovingLayer, Event] = WeakKeyDictionary()
 
     def bring(self, batch: Batch, layer: int) -> None:
-        """Begin to bring what a batch keeps of a layer, into the slot that has been free for longest."""
-        slot, arrival = self._free.popleft()
+        """Begin to bring what a batch keeps of a layer, into the slot that is free for longest; or let it stay."""
         kept = cast("GenerationBatch", batch).cache.layers[layer]
         moving = kept if isinstance(kept, MovingLayer) else None
+        if moving is not None and self._cores is not None and not batch.is_prefilling:
+            moving.stay()
+            self._brought.append(Brought(batch.index, layer, moving, None, ()))
+            return
+        slot, arrival = self._free.popleft()
         if moving is not None:
             moving.lend(slot)
             home = self._home.pop(moving, None)
@@ -57,28 +75,39 @@ class MovingCaches:
                 pieces = moving.ahead
                 operation = Operation(KIND, layer, batch=batch.index, nbytes=sum(to.nbytes for to, _ in pieces))
                 arrival = (self._inward.submit(operation, partial(self._copy, pieces), (*arrival, home)),)
-        self._lent.append(Lent(batch.index, layer, moving, slot, arrival))
+        self._brought.append(Brought(batch.index, layer, moving, slot, arrival))
 
     def arrival(self, batch: Batch) -> tuple[Event, ...]:
         """What the batch's attention has to wait for."""
-        assert self._lent[0].batch == batch.index, "caches are used in the order in which they were brought"
-        return self._lent[0].arrival
+        assert self._brought[0].batch == batch.index, "caches are used in the order in which they were brought"
+        return self._brought[0].arrival
 
     def release(self, batch: Batch, use: Event) -> None:
         """After `use`, what the batch's tokens added goes back."""
-        lent = self._lent.popleft()
+        used = self._brought.popleft()
+        assert used.slot is not None, "attention passed by what stays in CPU memory"
         after = use
-        if lent.layer is not None:
-            pieces = lent.layer.behind
-            operation = Operation(KIND, lent.number, batch=lent.batch, nbytes=sum(to.nbytes for to, _ in pieces))
+        if used.layer is not None:
+            pieces = used.layer.behind
+            operation = Operation(KIND, used.number, batch=used.batch, nbytes=sum(to.nbytes for to, _ in pieces))
             after = self._outward.submit(operation, partial(self._copy, pieces), (use,))
-            self._home[lent.layer] = after
-            lent.layer.recall()
-        self._free.append((lent.slot, (after,)))
+            self._home[used.layer] = after
+            used.layer.recall()
+        self._free.append((used.slot, (after,)))
+
+    def attend(self, batch: Batch, layer: int, question: Event) -> Event:
+        """After `question`, let the cores look at what stays, once what prompts sent back is there."""
+        asked = self._brought.popleft()
+        assert asked.layer is not None and self._cores is not None, "what moves is looked at on the device"
+        home = self._home.pop(asked.layer, None)
+        nbytes = asked.layer.keys.nbytes + asked.layer.values.nbytes
+        operation = Operation(LOOK, layer, batch=batch.index, nbytes=nbytes, tokens=batch.tokens)
+        after = (question,) if home is None else (question, home)
+        return self._cores.submit(operation, cast("GenerationBatch", batch).attend, after)
 
     def close(self) -> None:
         """No batch is under way any more."""
-        assert not self._lent, "something was brought that nobody used"
+        assert not self._brought, "something was brought that nobody used"
 
     def _copy(self, pieces: Pieces) -> None:
         with torch.inference_mode():  # in which the batches took the memory, on another thread

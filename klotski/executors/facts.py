@@ -9,7 +9,16 @@ import torch
 
 from klotski.core import Block
 from klotski.executors.outline import Outline
-from klotski.model import ROWS, SLICE, OpenModel, WorkspaceShape, keeps_all_tokens, keeps_tokens, router_bytes
+from klotski.model import (
+    ROWS,
+    SLICE,
+    OpenModel,
+    WorkspaceShape,
+    is_blocked,
+    keeps_all_tokens,
+    keeps_tokens,
+    router_bytes,
+)
 from klotski.planner import ModelFacts
 from klotski.weights.layout import ParameterSpec
 from klotski.weights.reader import IN_FLIGHT
@@ -67,6 +76,8 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         # What a model may put in the place of what the head gave, and a copy in float32 to choose by.
         logits_bytes=(item + FLOAT) * text.vocab_size,
         reads_whole_prompts=not keeps_tokens(model.config),
+        # Latent keys are expanded between a cache and attention, by weights that are on the device.
+        attends_anywhere=is_blocked(model.shell.model.config) and not getattr(text, "kv_lora_rank", None),
         slice_tokens=SLICE if in_slices else 0,
         staging_bytes=IN_FLIGHT * model.staging,
         dense_flops=sum(flops(layout.views) for block, layout in model.layouts.items() if block.is_dense),

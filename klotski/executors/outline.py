@@ -19,6 +19,7 @@ __all__ = ["Outline", "read_outline", "write_outline"]
 
 NAME = "outline.json"
 BY_BLOCK = ("block_bytes", "stored_bytes", "expert_counts", "shares")  # of the facts; `layers` says what these are
+YES_OR_NO = ("reads_whole_prompts", "attends_anywhere")  # of the facts
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_outline(folder: Path) -> Outline | None:
     for number, layer in enumerate(file.layers):
         nbytes[Block(number)] = layer.dense
         nbytes |= {Block(number, expert): layer.expert for expert in range(layer.count)}
-    known: Mapping[str, Any] = file.facts | {"reads_whole_prompts": bool(file.facts["reads_whole_prompts"])}
+    known: Mapping[str, Any] = file.facts | {name: bool(file.facts[name]) for name in YES_OR_NO}
     facts = ModelFacts(
         block_bytes=nbytes, stored_bytes=nbytes, expert_counts=[layer.count for layer in file.layers], **known
     )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from klotski.assets import BUNDLED
-from klotski.core import KvCache, Request
+from klotski.core import Attention, KvCache, Request
 from klotski.executors.outline import Outline
 from klotski.planner import (
     NOMINAL,
@@ -108,6 +108,9 @@ def wishes(config: RunConfig) -> Wishes:
         on_demand=pipeline.on_demand,
         products=pipeline.products,
         kv_moves=None if config.placement.kv_cache is KvCache.auto else config.placement.kv_cache is KvCache.host,
+        attends_below=(
+            None if config.placement.attention is Attention.auto else config.placement.attention is Attention.host
+        ),
     )
 
 
@@ -121,6 +124,7 @@ def choose_rates(config: RunConfig, otherwise: Rates, dtype: str = "bfloat16") -
     link = parse_rate("hw.link_bandwidth", hw.link_bandwidth, "B")
     back = parse_rate("hw.link_bandwidth_back", hw.link_bandwidth_back, "B")
     memory = parse_rate("hw.memory_bandwidth", hw.memory_bandwidth, "B")
+    below = parse_rate("hw.host_memory_bandwidth", hw.host_memory_bandwidth, "B")
     product = parse_rate("hw.product_bandwidth", hw.product_bandwidth, "B")
     turn = parse_seconds("hw.batch_overhead", hw.batch_overhead)
     step = parse_seconds("hw.expert_overhead", hw.expert_overhead)
@@ -154,6 +158,7 @@ def choose_rates(config: RunConfig, otherwise: Rates, dtype: str = "bfloat16") -
         start=start or otherwise.start,
         link=link or otherwise.link,
         back=back or link or otherwise.back,
+        below=below or otherwise.below,
     )
 
 
@@ -190,6 +195,13 @@ def describe(config: RunConfig, outline: Outline, plan: Plan, num_requests: int)
         format_size(plan.budget),
         plan.budget_reason,
     )
+    if config.placement.attention is Attention.host and not plan.attends_below:
+        where = (
+            "this model's attention cannot leave the device"
+            if plan.kv_slots
+            else "keys and values do not lie below one"
+        )
+        logger.warning("placement.attention=host comes to nothing: %s", where)
     group = f"groups of {plan.n_batches} batches of {plan.batch_size}"
     logger.info(
         "%s: %d requests in %s; %d of %d blocks stay, up to %s streams in each sweep",

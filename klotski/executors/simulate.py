@@ -154,6 +154,7 @@ def make_batches(
             facts.kv_bytes,
             ended,
             spares=task.outline.spares,
+            attends_below=task.plan.attends_below,
         )
         yield under_way[index]
 

@@ -134,7 +134,12 @@ def carry_out(
         compute = lane(LaneName.COMPUTE)
         workspace = make_workspace(model, plan, device)
         carrier, host = make_carrier(model, task, device, source, disk, lane)
-        caches = make_caches(plan, device, lane)
+        cores = None
+        if plan.attends_below:
+            cores = ThreadLane(LaneName.CORES, recorder, log.clock)
+            stack.callback(cores.close)
+            lanes.append(cores)
+        caches = make_caches(plan, device, lane, cores)
         store = load_weights(model, plan, source, carrier, device, workspace, config.placement.residents)
         table = RoutingTable(model.shell.expert_counts)
         task.history.recall(table)
@@ -188,13 +193,13 @@ def make_carrier(
     return carrier, carrier.nbytes
 
 
-def make_caches(plan: Plan, device: Device, lane: Callable[[LaneName], Lane]) -> Caches:
-    """Where keys and values are, as planned."""
+def make_caches(plan: Plan, device: Device, lane: Callable[[LaneName], Lane], cores: Lane | None) -> Caches:
+    """Where keys and values are, and where attention looks at them, as planned."""
     if not plan.kv_slots:
         return CachesAtHand()
     with torch.inference_mode(mode=False):
         nbytes = plan.memory["kv_cache"] // plan.kv_slots
-        return MovingCaches(plan.kv_slots, nbytes, device, lane(LaneName.KV_IN), lane(LaneName.KV_OUT))
+        return MovingCaches(plan.kv_slots, nbytes, device, lane(LaneName.KV_IN), lane(LaneName.KV_OUT), cores)
 
 
 def load_weights(

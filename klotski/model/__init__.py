@@ -1,5 +1,6 @@
 """The transformers model without weights, a batch as a coroutine, and expert arithmetic."""
 
+from klotski.model.attention import is_blocked
 from klotski.model.batch import Decoding, GenerationBatch
 from klotski.model.cache import MovingLayer, keeps_all_tokens, keeps_tokens, make_cache
 from klotski.model.experts import ROWS, STEP, ExpertPhase, Workspace, WorkspaceShape
@@ -21,6 +22,7 @@ __all__ = [
     "Shell",
     "Workspace",
     "WorkspaceShape",
+    "is_blocked",
     "keep_routers",
     "keeps_all_tokens",
     "keeps_tokens",

@@ -1,4 +1,4 @@
-"""Attention on CPU, in blocks of queries.
+"""Attention in blocks of queries.
 
 torch's kernel computes the half of the scores that a causal mask throws away, and reads each key
 once for every head that shares it. Here a block of queries looks only at the keys before its end,
@@ -9,13 +9,16 @@ fast, for one new token of 64 sequences 6 times, with the same sums.
 from typing import Any
 
 import torch
+from greenlet import getcurrent
 from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import PreTrainedModel
 
-__all__ = ["use_blocked_attention"]
+from klotski.model.handover import AttentionCall, Handover
+
+__all__ = ["attention", "is_blocked", "use_blocked_attention"]
 
 NAME = "klotski"
 BLOCK = 64  # queries
@@ -29,6 +32,11 @@ def use_blocked_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(NAME)
 
 
+def is_blocked(config: Any) -> bool:
+    """Whether a model computes its attention here, and so may have it computed elsewhere."""
+    return bool(config._attn_implementation == NAME)
+
+
 def attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -38,10 +46,28 @@ def attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
+    """Attention as a model's code asks for it: where keys and values are, which may be elsewhere."""
+    batch, layer = getcurrent(), getattr(module, "layer_idx", None)
+    if not isinstance(batch, Handover) or layer is None or not batch.stays_below(layer):
+        return attention(module, query, key, value, attention_mask, scaling, **kwargs), None
+    options = {name: option for name, option in kwargs.items() if not isinstance(option, torch.Tensor)}
+    return batch.ask_attention(AttentionCall(module, layer, query, key, value, attention_mask, scaling, options)), None
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> torch.Tensor:
     """Attention of `query` [B, heads, T, D] over `key` and `value` [B, shared heads, S, D]: [B, T, heads, D]."""
     if not is_plain(module, query, key, attention_mask, kwargs):
+        output: torch.Tensor
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        return output, None
+        return output
     (batch, heads, length, width), shared = query.shape, key.shape[1]
     before = key.shape[2] - length  # tokens that were there already
     output = query.new_empty((batch, length, heads, value.shape[-1]))
@@ -52,7 +78,7 @@ def attention_forward(
         seen = key[:, :, : before + end], value[:, :, : before + end]
         block = nn.functional.scaled_dot_product_attention(rows, *seen, attn_mask=mask, scale=scaling)
         output[:, begin:end] = block.reshape(batch, heads, end - begin, -1).transpose(1, 2)
-    return output, None
+    return output
 
 
 def is_plain(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from greenlet import greenlet
@@ -19,10 +19,11 @@ from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import Request, Result, Routing
 from klotski.lanes.cuda import Landing, to_device
-from klotski.model.cache import keeps_all_tokens, make_cache
+from klotski.model.attention import attention
+from klotski.model.cache import MovingLayer, keeps_all_tokens, make_cache
 from klotski.model.experts import ExpertsCall, count_tokens
 from klotski.model.foresight import Foresight
-from klotski.model.handover import Handover
+from klotski.model.handover import AttentionCall, Handover
 
 __all__ = ["Decoding", "GenerationBatch"]
 
@@ -83,6 +84,7 @@ class GenerationBatch(greenlet, Handover):
         self._device = device
         self._has_begun = False
         self._asked: Landing | None = None
+        self._looking: _Look | None = None
         self._routing: Routing | None = None
         self.outlook: Sequence[float] | None = None
         self._foresight = foresight
@@ -109,6 +111,11 @@ class GenerationBatch(greenlet, Handover):
     def is_heard(self) -> bool:
         """Whether `routing` is known without a wait."""
         return self._asked is None or self._asked.is_here
+
+    @property
+    def is_attending(self) -> bool:
+        """Whether it has stopped at attention that is computed where keys and values are."""
+        return self._looking is not None
 
     @property
     def is_scoring(self) -> bool:
@@ -179,6 +186,26 @@ class GenerationBatch(greenlet, Handover):
         self.calls, self._asked, self._routing = (), None, None
         return answers
 
+    def stays_below(self, layer: int) -> bool:
+        """Whether a layer's keys and values stay in CPU memory below the device."""
+        kept = self.cache.layers[layer]
+        return isinstance(kept, MovingLayer) and kept.stays
+
+    def ask_attention(self, call: AttentionCall) -> torch.Tensor:
+        """Stop at a layer's attention; the pipeline has `attend` called, anywhere, before it goes on."""
+        kept = cast("MovingLayer", self.cache.layers[call.layer])
+        assert call.key.shape[:2] == kept.keys.shape[:2], "attention is not given what the layer keeps"
+        self._looking = look = _Look(call, kept)
+        self._stop()
+        self._looking = None
+        assert look.output is not None, "a batch was resumed before its attention was computed"
+        return to_device(look.output, self._device)
+
+    def attend(self) -> None:
+        """Compute the attention that it has stopped at, on the cores."""
+        assert self._looking is not None, "nobody asked for attention"
+        self._looking.compute()
+
     def ask_scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Stop at the head, with `last` for it; the pipeline leaves the answer in `scores`."""
         if self._seen + self.tokens // len(self.requests) < self._prompt:  # nobody looks at what follows a piece
@@ -204,6 +231,26 @@ class GenerationBatch(greenlet, Handover):
             return [scores]
         seeds = [self._decoding.seed * SEEDS_APART + request.number for request in self.requests]
         return [scores, _Gumbel(seeds, self._decoding.temperature)]
+
+
+class _Look:
+    """Attention over what stays in CPU memory: the question on its way there, and what came of it."""
+
+    def __init__(self, call: AttentionCall, kept: MovingLayer) -> None:
+        self._call = call
+        self._kept = kept
+        self._question = [Landing(states) for states in (call.query, call.key, call.value)]
+        self._mask = None if call.mask is None else Landing(call.mask)
+        self.output: torch.Tensor | None = None
+
+    def compute(self) -> None:
+        """Keep what is new, and look at all."""
+        call = self._call
+        with torch.inference_mode():  # in which the memory was taken, on another thread
+            query, key, value = (landing.numbers() for landing in self._question)
+            keys, values = self._kept.keep(key, value)
+            mask = None if self._mask is None else self._mask.numbers()
+            self.output = attention(call.module, query, keys, values, mask, call.scaling, **call.options)
 
 
 class _Watch(StoppingCriteria):

@@ -55,7 +55,12 @@ def keeps_all_tokens(config: PreTrainedConfig) -> bool:
 
 
 class ReservedLayer(DynamicLayer):
-    """Keys and values of one layer, [B, heads, tokens, D], as views of memory for `capacity` tokens."""
+    """Keys and values of one layer, [B, heads, tokens, D], as views of memory for `capacity` tokens.
+
+    `can_be_cut`: whether some of its sequences may be looked at without the others.
+    """
+
+    can_be_cut = True
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -100,6 +105,8 @@ class MovingLayer(ReservedLayer):
     slot, and before it is taken away, `behind` out of it. The tokens of all sequences lie side by side,
     [tokens, B, heads, D], so that what was there before, and what came, are each in one piece.
     `allocate`: CPU memory that a device can copy from.
+
+    From `stay` on until `keep` it has no slot: attention is computed in CPU memory, on what `keep` returns.
     """
 
     def __init__(self, capacity: int, allocate: Callable[[int], torch.Tensor]) -> None:
@@ -108,6 +115,12 @@ class MovingLayer(ReservedLayer):
         self._slot: torch.Tensor | None = None
         self._host: list[torch.Tensor] = []
         self._home = 0  # tokens that are in CPU memory
+        self.stays = False
+
+    @property
+    def can_be_cut(self) -> bool:  # type: ignore[override]
+        """Only what is in a slot can."""
+        return not self.stays
 
     @property
     def ahead(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -127,6 +140,27 @@ class MovingLayer(ReservedLayer):
         self._slot = slot
         if self.is_initialized:
             self._look(self._lent(), self._home)
+
+    def stay(self) -> None:
+        """Attention comes to where this layer is."""
+        assert self._slot is None and self.is_initialized, "what stays has no slot, and was brought back before"
+        self.stays = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep new tokens, and return all; of what stays, leave that to `keep`."""
+        if self.stays:
+            return key_states, value_states
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def keep(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep new tokens that have come to CPU memory, and return all."""
+        assert self.stays, "what is in a slot is kept there"
+        kept = super().update(key_states, value_states)
+        self._home = self.keys.shape[-2]
+        self.stays = False
+        return kept
 
     def recall(self) -> None:
         """The slot is for others; what is there will have been copied."""

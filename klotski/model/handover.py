@@ -1,13 +1,14 @@
-"""The three places where unmodified transformers code hands control back.
+"""The places where unmodified transformers code hands control back.
 
-A forward pre-hook on every decoder layer, the experts interface, and the head. All find the batch (or the
-slice of one) that is running by the greenlet that it is, tell it where it stopped, and switch to the
-pipeline. When the pipeline resumes the batch, the model's own code goes on.
+A forward pre-hook on every decoder layer, the experts interface, the head, and attention, where keys and values
+stay in CPU memory below a GPU. All find the batch (or the slice of one) that is running by the greenlet that it
+is, tell it where it stopped, and switch to the pipeline. When the pipeline resumes the batch, the model's own code
+goes on.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from greenlet import getcurrent
@@ -16,9 +17,25 @@ from transformers.integrations.moe import ExpertsInterface
 
 from klotski.model.experts import ExpertsCall
 
-__all__ = ["EXPERTS_IMPLEMENTATION", "Handover", "install", "register"]
+__all__ = ["EXPERTS_IMPLEMENTATION", "AttentionCall", "Handover", "install", "register"]
 
 EXPERTS_IMPLEMENTATION = "klotski"
+
+
+class AttentionCall(NamedTuple):
+    """The question of a batch: `query` [B, heads, T, D] over what a layer keeps, and `key`, `value` that are new.
+
+    `mask` [B, 1, T, tokens] as attention is given it, and `options` that are no tensors.
+    """
+
+    module: nn.Module
+    layer: int
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    scaling: float | None
+    options: dict[str, Any]
 
 
 class Handover:
@@ -30,6 +47,14 @@ class Handover:
 
     def ask(self, calls: Sequence[ExpertsCall]) -> Sequence[torch.Tensor]:
         """Called at a layer's experts; returns the combined output [T, H] of each call."""
+        raise NotImplementedError
+
+    def stays_below(self, layer: int) -> bool:
+        """Called at a layer's attention; whether that is to be asked for, because keys and values stay elsewhere."""
+        return False
+
+    def ask_attention(self, call: AttentionCall) -> torch.Tensor:
+        """Called at a layer's attention over what stays elsewhere; returns its output [B, T, heads, D]."""
         raise NotImplementedError
 
     def ask_scores(self, hidden: torch.Tensor) -> torch.Tensor:

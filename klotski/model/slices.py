@@ -20,7 +20,7 @@ from greenlet import getcurrent, greenlet
 from torch import nn
 from transformers import DynamicCache
 
-from klotski.model.cache import CacheRows, KeysKeptError, ReservedLayer
+from klotski.model.cache import CacheRows, KeysKeptError
 from klotski.model.experts import ExpertsCall
 from klotski.model.handover import Handover
 
@@ -62,7 +62,7 @@ def cut_layer(index: int, layer: nn.Module) -> None:
         count, tokens = hidden.shape[:2]
         slices = list(cut_rows(count, tokens))
         cache = kwargs.get("past_key_values")
-        if len(slices) < 2 or cache is None or not isinstance(cache.layers[index], ReservedLayer):
+        if len(slices) < 2 or cache is None or not getattr(cache.layers[index], "can_be_cut", False):
             return whole(hidden, *args, **kwargs)
         taken = [take(((hidden, *args), kwargs), rows, count) for rows in slices]
         return join(run_slices([_Slice(partial(whole, *part, **named)) for part, named in taken]), hidden)

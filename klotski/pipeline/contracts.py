@@ -62,8 +62,12 @@ class Batch(Protocol):
     def is_scoring(self) -> bool:
         """Whether it has stopped behind the last layer, where its next tokens are to be scored."""
 
+    @property
+    def is_attending(self) -> bool:
+        """Whether it has stopped inside of a layer's attention, which is computed where keys and values are."""
+
     def resume(self) -> None:
-        """Go on to the next stop: the layer's experts, the next layer, the head, or the end."""
+        """Go on to the next stop: attention, the layer's experts, the next layer, the head, or the end."""
 
 
 class Worker(Protocol):
@@ -102,6 +106,12 @@ class Caches(Protocol):
     def release(self, batch: Batch, use: Event) -> None:
         """What was brought has been used, and added to: after `use` that goes back."""
 
+    def attend(self, batch: Batch, layer: int, question: Event) -> Event:
+        """After `question`, compute a batch's attention where its keys and values are; returns when that is done.
+
+        In the place of `release`, for a batch that is attending.
+        """
+
     def close(self) -> None:
         """No batch is under way any more."""
 
@@ -120,6 +130,10 @@ class CachesAtHand:
 
     def release(self, batch: Batch, use: Event) -> None:
         """Nothing."""
+
+    def attend(self, batch: Batch, layer: int, question: Event) -> Event:
+        """Never called: what is at hand is looked at on the way."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Nothing."""

@@ -115,15 +115,27 @@ class Sweeper:
         uses: list[Event] = []
         routings: dict[int, Routing] = {}
         silent: deque[Batch] = deque()  # whose routers have not been heard yet
+        attending: list[tuple[Batch, Event]] = []  # those whose attention is computed elsewhere, meanwhile
+
+        def hear_later(batch: Batch, use: Event) -> None:
+            uses.append(use)
+            silent.append(batch)
+            while silent and silent[0].is_heard:
+                self._hear(layer, silent.popleft(), routings)
+
         for position, batch in enumerate(group):
             operation = Operation(Compute.ATTENTION, layer, batch=batch.index, tokens=batch.tokens)
             run = batch.resume if position else partial(self._enter, layer, batch)
             self._bring_caches(layer * len(group) + position, group)
-            uses.append(self._compute.submit(operation, run, (*after, *self._caches.arrival(batch))))
-            self._caches.release(batch, uses[-1])
-            silent.append(batch)
-            while silent and silent[0].is_heard:
-                self._hear(layer, silent.popleft(), routings)
+            use = self._compute.submit(operation, run, (*after, *self._caches.arrival(batch)))
+            if batch.is_attending:
+                attending.append((batch, self._caches.attend(batch, layer, use)))
+            else:
+                self._caches.release(batch, use)
+                hear_later(batch, use)
+        for batch, attended in attending:
+            operation = Operation(Compute.PROJECT, layer, batch=batch.index, tokens=batch.tokens)
+            hear_later(batch, self._compute.submit(operation, batch.resume, (attended,)))
         for batch in silent:
             self._hear(layer, batch, routings)
         assert len(routings) in (0, len(group)), "batches disagree on whether the layer has experts"

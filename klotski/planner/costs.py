@@ -74,7 +74,8 @@ class Costs:
     """Of a workload at some rates, as it is wished for.
 
     `below`: bytes of weights that lie below the device tier in CPU memory, where that is a tier of its own. `kv_moves`:
-    keys and values lie there, too, and come to the device and go back in each layer.
+    keys and values lie there, too, and come to the device and go back in each layer; `attends_below`: of sequences that
+    have read their prompts they stay, and the cores look at them.
     """
 
     facts: ModelFacts
@@ -83,6 +84,7 @@ class Costs:
     wishes: Wishes = OPEN
     below: int = 0
     kv_moves: bool = False
+    attends_below: bool = False
 
     @property
     def overlaps(self) -> bool:
@@ -114,7 +116,7 @@ class Costs:
         rates = self.rates
         if rates.link is None:
             return nbytes / rates.disk
-        kv = work.context * self.facts.kv_bytes if self.kv_moves else 0.0
+        kv = work.context * self.facts.kv_bytes if self.kv_moves and not self.attends_below else 0.0
         return max((nbytes + kv) / rates.link, nbytes * self._from_disk(using) / rates.disk)
 
     def leaving(self, work: Work) -> float:
@@ -213,7 +215,7 @@ class Costs:
 
     def cache(self, work: Work) -> float:
         """Seconds in which attention gets the keys and values of earlier tokens out of memory, in all layers."""
-        return work.context * self.facts.kv_bytes / self.rates.memory
+        return work.context * self.facts.kv_bytes / (self.rates.below if self.attends_below else self.rates.memory)
 
     def experts(self, tokens: float, count: float) -> float:
         """Seconds of so many experts, of all layers, over so many tokens."""

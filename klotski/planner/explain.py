@@ -26,7 +26,8 @@ def pace(plan: Plan) -> str:
     if plan.forecast.nbytes < 1:
         return f"Arithmetic sets the pace: every block stays in memory, and {takes}."
     below = "disk" if plan.rates.link is None else "CPU memory" + " and disk" * is_short(plan)
-    moved = format_size(plan.forecast.nbytes) + (" of weights, and keys and values," if plan.kv_slots else "")
+    caches_move = plan.kv_slots and not plan.attends_below
+    moved = format_size(plan.forecast.nbytes) + (" of weights, and keys and values," if caches_move else "")
     reads = f"reading {moved} from {below} takes {format_seconds(sweep.disk)}"
     if sweep.disk > sweep.arithmetic:
         slow = "The disk" if plan.rates.link is None or is_short(plan) else "The way into the GPU"
@@ -55,7 +56,8 @@ def holding(plan: Plan, terms: Terms) -> str:
     blocks, stay = len(terms.facts.block_bytes), len(plan.residents)
     slots = plan.memory["dense_slots"] + plan.memory["expert_slots"]
     stays = f"{'none' if not stay else 'all' if stay == blocks else stay} of the {blocks} blocks stay"
-    below = f" ({format_size(plan.host_memory['kv_cache'])} are in CPU memory)" if plan.kv_slots else ""
+    looked_at = ", where the cores look at them" if plan.attends_below else ""
+    below = f" ({format_size(plan.host_memory['kv_cache'])} are in CPU memory{looked_at})" if plan.kv_slots else ""
     cache = f", of which {plan.cached_slots} are a cache" if plan.cached_slots else ""
     return (
         f"Of {format_size(plan.budget)} of memory, what sequences have to remember takes "

@@ -38,6 +38,7 @@ class ModelFacts:
     spare_bytes: int = 0  # of `workspace_bytes`, what other tokens leave alone
     row_bytes: int = 0
     rows: int = 0
+    attends_anywhere: bool = False  # whether attention may be computed elsewhere than the rest of a layer
     slice_tokens: int = 0  # or one sequence that has more; 0: a batch is worked on as a whole
     dense_flops: int = 0  # of a token on its way through all layers, experts apart
     expert_flops: int = 0  # of a token in all experts that it chooses

@@ -32,13 +32,17 @@ HEAP = 1.4  # bytes of the heap for each byte in use
 
 
 class Candidate(NamedTuple):
-    """One way to spend the budget. `kv_slots`: for what a batch keeps of one layer; 0: all of it is on the device."""
+    """One way to spend the budget. `kv_slots`: for what a batch keeps of one layer; 0: all of it is on the device.
+
+    `attends_below`: once prompts have been read, keys and values stay in CPU memory, and the cores look at them.
+    """
 
     n_batches: int
     batch_size: int
     prefill_tokens: int
     expert_slots: int
     kv_slots: int = 0
+    attends_below: bool = False
 
 
 def needed(terms: Terms, choice: Candidate) -> dict[str, int]:

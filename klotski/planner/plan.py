@@ -49,6 +49,7 @@ class Plan:
     cached_slots: int  # of these, a cache: what experts stream through apart
     lent_slots: int  # for experts as well, in the workspace, while no prompts are read
     kv_slots: int  # for what a batch keeps of one layer; 0: all keys and values are on the device
+    attends_below: bool  # those in CPU memory stay there once prompts have been read, and the cores look at them
     hot_experts: int
     scored_batches: int  # whose next tokens are scored at once
     residents: tuple[Block, ...]
@@ -114,6 +115,7 @@ def make_plan(terms: Terms) -> Plan:
         cached_slots=cached,
         lent_slots=lent_slots(facts, best.prefill_tokens),
         kv_slots=best.kv_slots,
+        attends_below=best.attends_below,
         hot_experts=min(wishes.hot_experts or max(facts.top_k, ahead), max(facts.expert_counts)),
         scored_batches=scored_batches(best.batch_size),
         residents=stay,

@@ -10,7 +10,8 @@ class Rates(NamedTuple):
 
     `disk`: bytes a second at which blocks come from disk; `start`: seconds that a disk at rest takes longer for a
     block than one that is at work already. `link`: bytes a second from CPU memory to a GPU, and `back` from there;
-    None: arithmetic happens in CPU memory. `memory`: bytes a second of cached keys and of the head's weights;
+    None: arithmetic happens in CPU memory. `below`: bytes a second of keys and values that the cores look at in CPU
+    memory below a GPU. `memory`: bytes a second of cached keys and of the head's weights;
     `product`: of an expert's weights on their way into a product, however few its rows. `compute`: operations a second
     at which experts are multiplied; `dense_share`: of these, what a layer's dense part reaches, with all that goes on
     between its products. `turn`, `step`: seconds of a batch's turn in a layer and of an expert's turn, whatever their
@@ -31,6 +32,7 @@ class Rates(NamedTuple):
     start: float = 3e-3
     link: float | None = None
     back: float | None = None
+    below: float = 2e10
 
 
 NOMINAL = Rates(1.6e9, 4e11, "nominal: two cores and an NVMe drive")

@@ -43,7 +43,8 @@ class Appraiser:
         self.terms = terms
         self._sizes = sizes
         self._costs = Costs(terms.facts, terms.demand, terms.rates, terms.wishes, terms.budget.host)
-        self._moving: dict[int, Costs] = {}  # by the bytes of keys and values below
+        # By the bytes of keys and values below, and whether attention goes there.
+        self._moving: dict[tuple[int, bool], Costs] = {}
         self.room = terms.budget.nbytes - (terms.facts.weight_bytes if terms.wishes.all_stay else 0)
         self._streaming = Streaming(terms.facts, terms.wishes)
 
@@ -55,11 +56,11 @@ class Appraiser:
         """What its workload costs."""
         if not choice.kv_slots:
             return self._costs
-        cache = host_cache(self.terms, choice)
-        if cache not in self._moving:
+        key = cache, attends_below = host_cache(self.terms, choice), choice.attends_below
+        if key not in self._moving:
             below = self.terms.budget.host - cache
-            self._moving[cache] = replace(self._costs, below=below, kv_moves=True)
-        return self._moving[cache]
+            self._moving[key] = replace(self._costs, below=below, kv_moves=True, attends_below=attends_below)
+        return self._moving[key]
 
     def using(self, choice: Candidate) -> Using:
         """What its sweeps use, with what it leaves over of the budget."""
@@ -126,18 +127,24 @@ def candidates(terms: Terms, slots: Sequence[int], sizes: Sequence[int] = SIZES)
     for size, n in product(sizes, counts):
         if not wishes.n_batches and n > 1 and (n - 1) * size >= requests:
             continue  # the last batch would be empty
-        for tokens, count, kv_slots in product(prefills(terms, n, size), slots, kv_places(terms)):
-            choice = Candidate(n, size, tokens, count, kv_slots)
-            if host_cache(terms, choice) + bool(kv_slots) * window_bytes(terms.facts) <= terms.budget.host:
+        for tokens, count, places in product(prefills(terms, n, size), slots, kv_places(terms)):
+            choice = Candidate(n, size, tokens, count, *places)
+            if host_cache(terms, choice) + bool(choice.kv_slots) * window_bytes(terms.facts) <= terms.budget.host:
                 yield choice
 
 
-def kv_places(terms: Terms) -> list[int]:
-    """Slots for keys and values that move, and 0 for those on the device; what was wished for, if there is a choice."""
+def kv_places(terms: Terms) -> list[tuple[int, bool]]:
+    """Slots for keys and values that move (0: they are on the device), and whether attention goes to them instead.
+
+    What was wished for, if there is a choice.
+    """
     if terms.rates.link is None:
-        return [0]
-    wish = terms.wishes.kv_moves
-    return [slots for slots in (0, KV_SLOTS) if wish is None or wish == bool(slots)]
+        return [(0, False)]
+    places = [(0, False), (KV_SLOTS, False), (KV_SLOTS, True)]
+    if (moves := terms.wishes.kv_moves) is not None:
+        places = [place for place in places if bool(place[0]) == moves]
+    attends = terms.wishes.attends_below if terms.facts.attends_anywhere else False
+    return [place for place in places if not place[0] or attends in (None, place[1])]
 
 
 def prefills(terms: Terms, n: int, batch_size: int) -> list[int]:

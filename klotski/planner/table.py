@@ -66,6 +66,8 @@ def decisions(plan: Plan, facts: ModelFacts) -> Iterable[tuple[str, str, str]]:
     yield "blocks that stay", f"{len(plan.residents)} of {len(facts.block_bytes)}", plan.residents_reason
     if plan.kv_slots:
         yield "keys and values", "move", why("kv_slots", "a batch's come while another computes, and leave room")
+    if plan.attends_below:
+        yield "attention of new tokens", "on the cores", f"they look at {format_size(plan.rates.below)}/s where it lies"
     if plan.rates.link is not None:
         yield "into the GPU", f"{format_size(plan.rates.link)}/s", plan.rates.reason
     yield "disk", f"{format_size(plan.rates.disk)}/s", plan.rates.reason

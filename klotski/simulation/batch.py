@@ -13,7 +13,8 @@ class SyntheticBatch:
 
     Prompts are padded to the longest, and read at most `prefill_tokens` at a time. `spares`: the last layer
     only keeps keys and values of all tokens but a prompt's last. `kv_bytes`: of a token, in all layers.
-    `on_end` hears of each request once it has its last token.
+    `attends_below`: whether attention of new tokens is computed where keys and values are, elsewhere. `on_end` hears
+    of each request once it has its last token.
     """
 
     outlook: Sequence[float] | None = None
@@ -30,11 +31,13 @@ class SyntheticBatch:
         on_end: Callable[[Request], None],
         *,
         spares: bool,
+        attends_below: bool = False,
     ) -> None:
         self.index = index
         self.sequences = len(requests)
         self.is_finished = False
         self.is_prefilling = True
+        self.is_attending = False
         self.is_scoring = False
         self.output_tokens = 0
         self.routing: Routing | None = None
@@ -45,6 +48,7 @@ class SyntheticBatch:
         self._kv_bytes = kv_bytes
         self._on_end = on_end
         self._spares = spares
+        self._attends_below = attends_below
         self._prompt = max(len(request.prompt) for request in requests)
         self._step = min(self._prompt, max(1, prefill_tokens // self.sequences))  # tokens of each sequence
         self._chunk = self._step
@@ -54,6 +58,11 @@ class SyntheticBatch:
     def tokens(self) -> int:
         """Tokens that go through the layers in the step that it is in."""
         return self.sequences * self._step
+
+    @property
+    def looks_below(self) -> bool:
+        """Whether attention in the step that it is in is computed where keys and values are, elsewhere."""
+        return self._attends_below and not self.is_prefilling
 
     @property
     def spared(self) -> int:
@@ -88,6 +97,10 @@ class SyntheticBatch:
         while made < longest:
             for layer, experts in enumerate(self._experts):
                 yield
+                if self.looks_below:
+                    self.is_attending = True
+                    yield
+                    self.is_attending = False
                 if experts:
                     tokens = self.tokens - (self.spared if layer == last else 0)
                     self.routing = self._routers.ask(self.index, layer, tokens)

@@ -1,4 +1,7 @@
-"""Keys and values in CPU memory, in virtual time: the next batch's come while this one computes, new ones go back."""
+"""Keys and values in CPU memory, in virtual time: the next batch's come while this one computes, new ones go back.
+
+Or they stay there, and the cores look at them.
+"""
 
 from collections import deque
 from collections.abc import Mapping
@@ -11,7 +14,8 @@ from klotski.simulation.batch import SyntheticBatch
 
 __all__ = ["HostCaches"]
 
-KIND = "kv"  # of operations
+KIND = "kv"  # of operations that move
+LOOK = "attention"  # of those that look at what stays
 FIRST = -1  # before blocks: a batch's turn comes before that of the experts that it will ask for
 
 
@@ -32,19 +36,23 @@ class HostCaches:
         batches: Mapping[int, SyntheticBatch],
     ) -> None:
         assert rates.link is not None and rates.back is not None, "there is no way to a GPU"
-        link, back = rates.link, rates.back
+        link, back, below = rates.link, rates.back, rates.below
         self.ahead = slots - 1
         self._layer_bytes = facts.kv_bytes / facts.num_layers
         self._batches = batches
         self._inward: Lane = VirtualLane(LaneName.KV_IN, sink, clock, lambda each: each.nbytes / link, 0.0, wire, FIRST)
         self._outward: Lane = VirtualLane(LaneName.KV_OUT, sink, clock, lambda each: each.nbytes / back)
+        self._cores: Lane = VirtualLane(LaneName.CORES, sink, clock, lambda each: each.nbytes / below)
         self._free: deque[tuple[Event, ...]] = deque(() for _ in range(slots))
         self._brought: deque[tuple[int, int, tuple[Event, ...]]] = deque()  # batch, layer, arrival
 
     def bring(self, batch: Batch, layer: int) -> None:
-        """Begin to bring what a batch keeps of a layer, into the slot that has been free for longest."""
-        after = self._free.popleft()
+        """Begin to bring what a batch keeps of a layer, into the slot that is free for longest; or let it stay."""
         one = self._batches[batch.index]
+        if one.looks_below:
+            self._brought.append((batch.index, layer, ()))
+            return
+        after = self._free.popleft()
         nbytes = int(one.sequences * one.seen * self._layer_bytes)
         arrival = after
         if nbytes:
@@ -65,10 +73,19 @@ class HostCaches:
         operation = Operation(KIND, layer, batch=batch.index, nbytes=nbytes)
         self._free.append((self._outward.submit(operation, nothing, (use,)),))
 
+    def attend(self, batch: Batch, layer: int, question: Event) -> Event:
+        """After `question`, let the cores look at what stays."""
+        self._brought.popleft()
+        one = self._batches[batch.index]
+        nbytes = int(one.sequences * one.seen * self._layer_bytes)
+        operation = Operation(LOOK, layer, batch=batch.index, nbytes=nbytes, tokens=batch.tokens)
+        return self._cores.submit(operation, nothing, (question,))
+
     def close(self) -> None:
         """Let all that waits have its time."""
         self._inward.close()
         self._outward.close()
+        self._cores.close()
 
 
 def nothing() -> None:

@@ -42,9 +42,13 @@ class Durations:
         match operation.kind:
             case Compute.ATTENTION:
                 batch = self._batches[operation.batch]
+                if batch.looks_below:  # the other half comes once attention has been computed elsewhere
+                    return self._costs.attention(Work(operation.tokens, 0, 1, 0)) / 2 / self._layers
                 context = batch.sequences * batch.seen
                 work = Work(operation.tokens, 0, 1, context)
                 return (self._costs.attention(work) + self._costs.cache(work)) / self._layers
+            case Compute.PROJECT:
+                return self._costs.attention(Work(operation.tokens, 0, 1, 0)) / 2 / self._layers
             case Compute.SCORE:
                 return self._costs.head(Work(0, operation.tokens, 1, 0))
         return 0.0

@@ -91,6 +91,7 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
     decoded = sum(sweep.output_tokens for sweep in totals.sweeps if not sweep.is_prefill)
     tokens = totals.prompt_tokens + totals.output_tokens
     prefill_rate = ratio(sum(sweep.flops for sweep in totals.sweeps if sweep.is_prefill), prefill)
+    moved = {lane: count for lane, count in recorder.bytes_moved.items() if count and lane != LaneName.CORES}
     return {
         "status": status,
         "error": error,
@@ -110,11 +111,9 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         "decode_seconds": decode,
         "decode_tokens_per_second": ratio(decoded, decode),
         "num_sweeps": len(totals.sweeps),
-        "bytes_moved": {lane: count for lane, count in recorder.bytes_moved.items() if count},
+        "bytes_moved": moved,
         "bytes_per_sweep": {
-            lane: median(sweep.nbytes.get(lane, 0) for sweep in totals.sweeps)
-            for lane, count in recorder.bytes_moved.items()
-            if count and totals.sweeps
+            lane: median(sweep.nbytes.get(lane, 0) for sweep in totals.sweeps) for lane in moved if totals.sweeps
         },
         "lane_busy_seconds": dict(recorder.busy_seconds),
         "bubble_fraction": ratio(recorder.bubble_seconds, elapsed),

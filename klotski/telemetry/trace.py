@@ -17,7 +17,7 @@ from klotski.telemetry.recorder import BubbleEvent, BubblesEvent, Event, SpanEve
 __all__ = ["write_trace"]
 
 BUBBLES = "bubbles"
-TRACKS = ("compute", BUBBLES, "kv_in", "link", "kv_out", "disk", "sweeps")  # from top to bottom; others follow
+TRACKS = ("compute", BUBBLES, "cores", "kv_in", "link", "kv_out", "disk", "sweeps")  # from top to bottom; others follow
 MOST = 300_000  # events: what more of them show is more of the same, and no viewer scrolls through it
 
 

@@ -1,14 +1,19 @@
 """`make bench-monitor`: what a monitor costs the run that it looks at, and how soon it is there.
 
-    python -m tests.benchmarks.monitor [--pairs 8] [--model many-small] [--starts 5]
+    python -m tests.benchmarks.monitor [--pairs 8] [--visits 16] [--model many-small] [--starts 5]
 
 Runs of a model that is larger than its memory (`make bench-models`), by pairs: one alone, and one with the monitor
 attached, in a real terminal of 160 columns and 50 lines that is read as one over ssh would be. Which of a pair comes
 first alternates, because machines are shared. The monitor of the first pair shows the first panel, that of the second
 the second, and so on.
 
+Single runs differ by more than a monitor costs. So it comes and goes beside one long run, too, and the sweeps with it
+are compared with those before and behind.
+
 Prints a table, and writes a JSON line for each row to `outputs/bench-monitor.jsonl`:
 
+- `sweeps`: of the long run, the time of the sweeps without a monitor by that of their neighbours with one: the median
+  of all such ratios, its standard error, and `cost`, by which it is less than one.
 - `throughput`: output tokens a second without and with a monitor, medians; the ratio within each pair, its median and
   its range; `cost`, by which the median ratio is less than one. `--model tiny` is the worst case, and one that
   nobody has: all cores are busy all the time, with thousands of operations a second, each of which the monitor reads.
@@ -26,7 +31,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import Any
 
 from rich.console import Console
@@ -39,9 +44,61 @@ from tests.watching import Watcher, watching
 
 RUN = OUTPUTS / "bench" / "watched"
 WHOLE = ("Overview", "tokens/s", "Quit")  # what is drawn when the first picture is whole
+VISIT = 6  # sweeps with a monitor, and then as many without
 IDLE = 3.0  # seconds for which each panel of a run that has ended is looked at
 
 Figures = dict[str, float]
+
+
+class Sweeps:
+    """The seconds of each sweep that a run has told of."""
+
+    def __init__(self, run: subprocess.Popen[bytes]) -> None:
+        self._run = run
+        self._events = (RUN / "events.jsonl").open("rb")
+        self._line = b""
+        self._seconds: list[float] = []
+
+    def next(self, count: int) -> list[float]:
+        """The next sweeps that begin, when they have ended."""
+        self._read()
+        first = len(self._seconds) + 1
+        while len(self._seconds) < first + count:
+            if self._run.poll() is not None:
+                raise KilledError("the run ended before all had been measured")
+            time.sleep(0.25)
+            self._read()
+        return self._seconds[first:]
+
+    def _read(self) -> None:
+        *lines, self._line = (self._line + self._events.read()).split(b"\n")
+        for line in lines:
+            if line.startswith(b'{"event":"sweep"'):
+                sweep = json.loads(line)
+                self._seconds.append(sweep["end"] - sweep["begin"])
+
+
+def come_and_go(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The row of sweeps."""
+    ratios = []
+    with begin(chosen, outputs=(2 * chosen.visits + 1) * (VISIT + 3)) as run:
+        wait_for(RUN / "events.jsonl", run)
+        sweeps = Sweeps(run)
+        sweeps.next(1)  # prompts
+        before = sweeps.next(VISIT)
+        for visit in range(chosen.visits):
+            with watching(RUN) as monitor:
+                monitor.until_drawn(*WHOLE)
+                monitor.press(keys()[visit % len(PANELS)])
+                beside = sweeps.next(VISIT)
+            behind = sweeps.next(VISIT)
+            ratios.append((median(before) + median(behind)) / 2 / median(beside))
+            before = behind
+            print(f"visit {visit + 1} of {chosen.visits}: {ratios[-1]:.3f}", file=sys.stderr, flush=True)
+        run.kill()
+    # Of a median of numbers that are about normally distributed.
+    error = 1.25 * stdev(ratios) / len(ratios) ** 0.5
+    return {"row": "sweeps", "ratio": median(ratios), "error": error, "cost": 1 - median(ratios), "all": ratios}
 
 
 def alone(chosen: argparse.Namespace) -> Figures:
@@ -64,13 +121,13 @@ def watched(chosen: argparse.Namespace, key: str) -> Figures:
             return figures | {"start": start, "share": share, "memory": monitor.process.memory_info().rss}
 
 
-def begin(chosen: argparse.Namespace) -> subprocess.Popen[bytes]:
-    """Start a run into an empty folder."""
+def begin(chosen: argparse.Namespace, outputs: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a run into an empty folder; `outputs`: tokens that each request is given, if not the usual ones."""
     shutil.rmtree(RUN, ignore_errors=True)
-    model = ["model=tiny", *lengths(192, 32, 64)]
+    model = ["model=tiny", *lengths(192, 32, outputs or 64)]
     if chosen.model != "tiny":
         path = f"model.path={folder_of(chosen.model)}"
-        model = ["model=custom", path, f"hw.device_memory={BUDGET}", *lengths(64, 32, 8)]
+        model = ["model=custom", path, f"hw.device_memory={BUDGET}", *lengths(64, 32, outputs or 8)]
     command = [sys.executable, "-m", "klotski", *model, "workload=synthetic", "history=none", f"hydra.run.dir={RUN}"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -107,6 +164,10 @@ def keys() -> list[str]:
 
 def measure(chosen: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All rows."""
+    if chosen.visits:
+        yield come_and_go(chosen)
+    if not chosen.pairs:
+        return
     without: list[Figures] = []
     beside: list[Figures] = []
     by_panel: dict[str, list[float]] = defaultdict(list)
@@ -166,6 +227,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--visits", type=int, default=16)
     parser.add_argument("--model", default="many-small", choices=["tiny", *MODELS])
     parser.add_argument("--starts", type=int, default=5)
     options = parser.parse_args()

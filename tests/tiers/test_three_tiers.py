@@ -69,6 +69,7 @@ class Schedule(NamedTuple):
     prefill_tokens: str
     placement: str
     kv_cache: str
+    attention: str
     host_memory: str
 
 
@@ -81,6 +82,7 @@ SCHEDULES = st.builds(
     prefill_tokens=st.sampled_from(["1", "9", "auto"]),
     placement=st.sampled_from(["none", "greedy", "lfu"]),
     kv_cache=st.sampled_from(["device", "host"]),
+    attention=st.sampled_from(["device", "host"]),
     host_memory=st.sampled_from(["3MB", "4MB", "30MB"]),
 )
 
@@ -97,6 +99,7 @@ def check(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> No
             f"hw.host_memory={schedule.host_memory}",
             f"placement={schedule.placement}",
             f"placement.kv_cache={schedule.kv_cache}",
+            f"placement.attention={schedule.attention}",
             f"pipeline.n_batches={schedule.n_batches}",
             f"pipeline.batch_size={schedule.batch_size}",
             f"pipeline.prefill_tokens={schedule.prefill_tokens}",
@@ -104,7 +107,13 @@ def check(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> No
         assert read_results(Path(name)) == expected
     moved = metrics["bytes_moved"]
     assert schedule.placement != "none" or moved["link"]
-    assert ("kv_in" in moved) == ("kv_out" in moved) == (schedule.kv_cache == "host")
+    assert ("kv_out" in moved) == (schedule.kv_cache == "host")
+    assert ("kv_in" in moved) <= ("kv_out" in moved)
+    assert "kv_in" in moved or schedule.kv_cache == "device" or schedule.attention == "host"
+    looked = schedule.kv_cache == schedule.attention == "host"
+    assert ("cores" in metrics["lane_busy_seconds"]) == looked
+    if looked and schedule.prefill_tokens == "auto":
+        assert "kv_in" not in moved, "prompts that are read at once have nothing to bring"
     assert schedule.host_memory != "30MB" or "disk" not in moved
 
 
@@ -123,9 +132,10 @@ def test_a_thousand_schedules(model: Path, expected: dict[str, list[int]], sched
     check(model, expected, schedule)
 
 
+@pytest.mark.parametrize("attention", ["device", "host"])
 @pytest.mark.parametrize("architecture", ["gpt_oss", "deepseek_v3", "qwen3_next", "jamba", "lfm2_moe"])
-def test_windows_states_and_latent_keys_have_their_places(architecture: str, tmp_path: Path) -> None:
-    """Layers that keep all tokens move; sliding windows, linear attention and convolutions stay on the device."""
+def test_windows_states_and_latent_keys_have_their_places(architecture: str, attention: str, tmp_path: Path) -> None:
+    """Layers that keep all tokens move, or are looked at below; windows, states and convolutions stay on the device."""
     model = save_checkpoint(architecture, tmp_path / "model")
     device = DelayedDevice(1)
     run_on(
@@ -136,6 +146,7 @@ def test_windows_states_and_latent_keys_have_their_places(architecture: str, tmp
         "hw.host_memory=20MB",
         "placement=none",
         "placement.kv_cache=host",
+        f"placement.attention={attention}",
         "pipeline.n_batches=3",
         "pipeline.batch_size=2",
     )

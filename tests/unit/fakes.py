@@ -3,7 +3,7 @@
 import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from hypothesis import HealthCheck, settings
 
@@ -126,7 +126,8 @@ class FakeBatch:
     """Asks for what it is told to, step by step and layer by layer; a generator is its coroutine.
 
     `prompt`: tokens of each step that reads a piece of the prompt, the last of which gives the first
-    output token, for which it stops at the head.
+    output token, for which it stops at the head. `looks_below`: it stops in the attention of each token behind its
+    prompt, until `answered`.
     """
 
     def __init__(
@@ -135,9 +136,13 @@ class FakeBatch:
         steps: Sequence[Sequence[Counts]],
         visit: Callable[[Entry], None],
         prompt: Sequence[int] = (7,),
+        *,
+        looks_below: bool = False,
     ) -> None:
         self.index = index
         self.sequences = 1
+        self.is_attending = False
+        self.answered = False
         self.is_scoring = False
         self.is_finished = False
         self.is_prefilling = True
@@ -152,6 +157,7 @@ class FakeBatch:
         self._steps = steps
         self._visit = visit
         self._prompt = prompt
+        self._looks_below = looks_below
         self._life = self._live()
 
     def resume(self) -> None:
@@ -163,6 +169,13 @@ class FakeBatch:
             for layer, counts in enumerate(step):
                 yield
                 self._visit(Entry("attention", layer, batch=self.index))
+                if self._looks_below and not self.is_prefilling:
+                    self.is_attending = True
+                    yield
+                    self.is_attending = False
+                    assert self.answered, "it was resumed before its attention was computed"
+                    self.answered = False
+                    self._visit(Entry("project", layer, batch=self.index))
                 if counts is not None:
                     self.routing = Routing(counts)
                     yield
@@ -282,16 +295,24 @@ class _WatchedResidency(Residency):
 
 
 class FakeCaches:
-    """Slots that hold whose keys and values of which layer they are, and notice if they are used early or late."""
+    """Slots that hold whose keys and values of which layer they are, and notice if they are used early or late.
 
-    def __init__(self, slots: int, lane: Lane) -> None:
+    `stay`: those of batches that have read their prompts need none, and are looked at on the lane.
+    """
+
+    def __init__(self, slots: int, lane: Lane, *, stay: bool = False) -> None:
         self.ahead = slots - 1
         self._lane = lane
+        self._stay = stay
         self._memory: list[tuple[int, int] | None] = [None] * slots
         self._free: deque[tuple[int, tuple[Event, ...]]] = deque((slot, ()) for slot in range(slots))
-        self._brought: deque[tuple[int, int, int, Event]] = deque()  # batch, layer, slot, arrival
+        # Batch, layer, slot (None: it stays), arrival.
+        self._brought: deque[tuple[int, int, int | None, tuple[Event, ...]]] = deque()
 
     def bring(self, batch: Batch, layer: int) -> None:
+        if self._stay and not batch.is_prefilling:
+            self._brought.append((batch.index, layer, None, ()))
+            return
         slot, after = self._free.popleft()
 
         def write() -> None:
@@ -299,19 +320,30 @@ class FakeCaches:
             self._memory[slot] = batch.index, layer
 
         event = self._lane.submit(Operation("in", layer, batch=batch.index), write, after)
-        self._brought.append((batch.index, layer, slot, event))
+        self._brought.append((batch.index, layer, slot, (event,)))
 
     def arrival(self, batch: Batch) -> tuple[Event, ...]:
         assert self._brought[0][0] == batch.index
-        return (self._brought[0][3],)
+        return self._brought[0][3]
 
     def use(self, batch: int, layer: int) -> None:
         """Assert that attention finds its own."""
-        assert self._memory[self._brought[0][2]] == (batch, layer)
+        slot = self._brought[0][2]
+        assert slot is None or self._memory[slot] == (batch, layer)
+
+    def attend(self, batch: Batch, layer: int, question: Event) -> Event:
+        assert self._brought.popleft() == (batch.index, layer, None, ())
+        one = cast("FakeBatch", batch)
+        assert one.is_attending and not one.answered
+
+        def answer() -> None:
+            one.answered = True
+
+        return self._lane.submit(Operation("attention", layer, batch=batch.index), answer, (question,))
 
     def release(self, batch: Batch, use: Event) -> None:
         index, layer, slot, _ = self._brought.popleft()
-        assert index == batch.index
+        assert index == batch.index and slot is not None
 
         def clear() -> None:
             self._memory[slot] = None

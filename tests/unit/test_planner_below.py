@@ -1,5 +1,7 @@
 """Where arithmetic happens on a GPU: what lies below it, what moves, and which of it is worth buying."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +47,25 @@ def test_a_large_device_keeps_them() -> None:
     large = plan(10**11, device=10**11)
     assert large.kv_slots == 0
     assert large.host_memory["kv_cache"] == 0
+
+
+def test_attention_goes_to_keys_and_values_where_the_cores_read_faster_than_the_link_brings() -> None:
+    facts = replace(FACTS, attends_anywhere=True, kv_bytes=10 * FACTS.kv_bytes)
+    long = Demand([(256, 128)] * 512)
+    budget, either = Budget(200_000_000, "test", host=10**11), Wishes(kv_moves=True, attends_below=None)
+
+    def found(below: float, wishes: Wishes = either) -> Plan:
+        return make_plan(Terms(facts, long, budget, wishes, GPU._replace(below=below)))
+
+    fast, slow = found(1e11), found(1e9)
+    assert (fast.attends_below, slow.attends_below) == (True, False)
+    moves = found(1e11, Wishes(kv_moves=True))
+    assert not moves.attends_below
+    assert fast.forecast.seconds < moves.forecast.seconds == slow.forecast.seconds
+
+
+def test_a_model_whose_attention_is_bound_to_the_device_moves_its_keys() -> None:
+    assert not plan(10**11, wishes=Wishes(kv_moves=True, attends_below=True)).attends_below
 
 
 def test_without_a_gpu_nothing_moves() -> None:

@@ -28,11 +28,20 @@ def requests(*lengths: tuple[int, int]) -> list[Request]:
     ]
 
 
-def batch(*lengths: tuple[int, int], prefill: int = 1000, ended: list[str] | None = None) -> SyntheticBatch:
+def batch(
+    *lengths: tuple[int, int], prefill: int = 1000, ended: list[str] | None = None, attends_below: bool = False
+) -> SyntheticBatch:
     heard = [] if ended is None else ended
-    routers = DrawnRouters(EXPERTS, 2)
     return SyntheticBatch(
-        0, requests(*lengths), EXPERTS, routers, prefill, 10, lambda each: heard.append(each.id), spares=True
+        0,
+        requests(*lengths),
+        EXPERTS,
+        DrawnRouters(EXPERTS, 2),
+        prefill,
+        10,
+        lambda each: heard.append(each.id),
+        spares=True,
+        attends_below=attends_below,
     )
 
 
@@ -171,7 +180,7 @@ def test_a_recording_that_cannot_be_read_is_refused(tmp_path: Path, content: str
 class TestHostCaches:
     """A batch of two sequences, of 5 bytes of keys and values for a token in each of two layers."""
 
-    RATES = Rates(100.0, 1e9, "test", link=10.0, back=20.0)
+    RATES = Rates(100.0, 1e9, "test", link=10.0, back=20.0, below=5.0)
 
     def caches(self, slots: int) -> tuple[Sink, VirtualClock, Supply, HostCaches, SyntheticBatch]:
         sink, clock = Sink(), VirtualClock()
@@ -189,6 +198,18 @@ class TestHostCaches:
         caches.close()
         supply.close()
         assert [(span.lane, span.operation.nbytes, span.end) for span in sink.spans] == [(LaneName.KV_OUT, 50, 2.5)]
+
+    def test_what_stays_is_looked_at_by_the_cores(self) -> None:
+        sink, clock, supply, caches, _ = self.caches(1)
+        one = batch((5, 3), (5, 3), attends_below=True)
+        one.seen, one.is_prefilling = 4, False
+        caches = HostCaches(model(kv_bytes=10), self.RATES, 1, supply.wire, sink, clock, {0: one})
+        caches.bring(one, 1)
+        assert caches.arrival(one) == ()
+        caches.attend(one, 1, done(clock)).wait()
+        caches.close()
+        supply.close()
+        assert [(span.lane, span.operation.nbytes, span.end) for span in sink.spans] == [(LaneName.CORES, 40, 8.0)]
 
     def test_what_is_cached_goes_before_blocks_that_wait_and_its_slot_is_free_once_it_is_back(self) -> None:
         sink, clock, supply, caches, one = self.caches(1)

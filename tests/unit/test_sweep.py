@@ -74,7 +74,8 @@ class Scenario:
     scored: int = 2
     residents: frozenset[Block] = frozenset()
     cache: Residents = Residents.none
-    kv_slots: int = 0  # 0: keys and values stay
+    kv_slots: int = 0  # 0: keys and values are at hand
+    looks_below: bool = False  # if they are not: of those that have read their prompts they stay where they are
     prediction: Prediction = Prediction.popularity
     late: tuple[int, ...] = (0,)  # operations that the disk ends, or 0.1 ms that everyone takes, each time
 
@@ -147,7 +148,8 @@ def play(scenario: Scenario, disk: Lane, kv: Lane, clock: Clock, sink: Sink, pau
     slots = {SlotKind.DENSE: scenario.dense_slots, SlotKind.EXPERT: scenario.expert_slots}
     store = FakeStore(slots, scenario.residents, disk, story.log, pause, scenario.lent_slots, scenario.cache)
 
-    caches = FakeCaches(scenario.kv_slots, kv) if scenario.kv_slots else None
+    stay = scenario.looks_below and scenario.kv_slots > 0
+    caches = FakeCaches(scenario.kv_slots, kv, stay=stay) if scenario.kv_slots else None
 
     def visit(entry: Entry) -> None:
         if caches is not None and entry.what == "attention":
@@ -173,7 +175,8 @@ def play(scenario: Scenario, disk: Lane, kv: Lane, clock: Clock, sink: Sink, pau
         scenario.scored,
     )
     story.batches = [
-        FakeBatch(index, steps, visit, scenario.prompt(index)) for index, steps in enumerate(scenario.batches)
+        FakeBatch(index, steps, visit, scenario.prompt(index), looks_below=stay)
+        for index, steps in enumerate(scenario.batches)
     ]
     run_group(iter(story.batches), scenario.n, scenario.prefill_tokens, sweeper, compute, clock, on_sweep)
     if caches is not None:
@@ -217,7 +220,9 @@ def check_computed_once_and_in_order(scenario: Scenario, story: Story) -> None:
         for layer, count in enumerate(scenario.experts):
             entries = [entry for entry in sweep if entry.layer == layer]
             needed = [expert for expert, tokens in enumerate(totals[layer]) if tokens]
-            expected = ["enter"] + ["attention"] * len(group)
+            asked = [entry.batch for entry in entries if entry.what == "project"]
+            assert asked == [batch for batch in group if batch in asked]
+            expected = ["enter"] + ["attention"] * len(group) + ["project"] * len(asked)
             if count:
                 expected += ["gather"] + ["expert"] * len(needed) + ["combine"] + ["finish"] * len(group)
             assert [entry.what for entry in entries] == expected
@@ -388,6 +393,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         scored=draw(st.integers(1, 4)),
         cache=draw(st.sampled_from([Residents.none, Residents.lru, Residents.lfu])),
         kv_slots=draw(st.integers(0, 4)),
+        looks_below=draw(st.booleans()),
         prediction=draw(st.sampled_from(list(Prediction))),
         late=tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))),
     )
