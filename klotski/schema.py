@@ -160,7 +160,7 @@ class PlacementConfig:
     residents: Residents = Residents.greedy
     kv_cache: KvCache = KvCache.auto
     """Where keys and values are, if arithmetic happens on a GPU."""
-    attention: Attention = Attention.device
+    attention: Attention = Attention.auto
     """Where new tokens look at those that are in CPU memory: on the `device`, the `host`, or where it is faster."""
 
 

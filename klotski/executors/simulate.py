@@ -116,8 +116,7 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     sweeper = make_sweeper(config, task, predictor, residency, compute, IdleWorker(), caches)
     with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
         totals.rates |= rates_by_lane(task)
-        for arrival in [supply.bring(block, 0, ()) for block in plan.residents]:
-            arrival.wait()
+        supply.load(plan.residents)
         device = sum(plan.memory.values()) - (0 if plan.kv_slots else plan.memory["kv_cache"])
         account.ready(device, sum(plan.host_memory.values()), with_caches=not plan.kv_slots)
         account.sweeping(sweeper.prefetch)
@@ -130,7 +129,7 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
         batches = make_batches(config, task, account, under_way)
         run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, clock, swept)
         caches.close()
-        supply.close()
+        supply.settle()
         log.experts(table.summary())
 
 

@@ -127,7 +127,7 @@ class VirtualWire:
             waiting.append(other)
         return carried
 
-    def close(self) -> None:
+    def settle(self) -> None:
         """Let all that waits have its time."""
         self._settle(inf)
 
@@ -180,9 +180,13 @@ class VirtualLane(Lane):
         ready = latest(after, self._time.now)
         return self._wire.carry(self._rank, self.name, operation, ready, self._duration(operation), self._start)
 
-    def close(self) -> None:
+    def settle(self) -> None:
         """Let all that waits have its time."""
-        self._wire.close()
+        self._wire.settle()
+
+    def close(self) -> None:
+        """The same."""
+        self.settle()
 
 
 class VirtualComputeLane(Lane):

@@ -33,7 +33,7 @@ class Wishes(NamedTuple):
     on_demand: OnDemand = OnDemand.eager
     products: Products = Products.group
     kv_moves: bool | None = None  # from CPU memory below a GPU, and back there
-    attends_below: bool | None = False  # once prompts have been read, they stay there, and the cores look at them
+    attends_below: bool | None = None  # once prompts have been read, they stay there, and the cores look at them
 
     @property
     def keeps_experts(self) -> bool:

@@ -54,10 +54,16 @@ class Supply:
         """Whether blocks are being written to the memory that the cores compute from."""
         return self._link is None and self._disk.is_busy
 
-    def close(self) -> None:
+    def load(self, residents: Collection[Block]) -> None:
+        """Bring what stays; returns when it is here, and all of that has been told."""
+        for arrival in [self.bring(block, 0, ()) for block in residents]:
+            arrival.wait()
+        self.settle()
+
+    def settle(self) -> None:
         """Let all that waits have its time."""
-        self._disk.close()
-        self.wire.close()
+        self._disk.settle()
+        self.wire.settle()
 
     def _reading(self, operation: Operation) -> float:
         crowded = CROWDED * self._load() if self._rates.link is None else 0.0

@@ -27,6 +27,7 @@ def test_a_model_and_a_gpu_that_are_not_here_are_predicted(tmp_path: Path) -> No
     assert metrics["reason"] in said
     assert metrics["bound"]["resource"] == "link"
     assert 0 < metrics["bound"]["efficiency"] <= 1
+    assert "disk" not in metrics["bytes_moved"], "what stays was loaded before the first sweep"
     assert metrics["output_tokens"] == 32 * 64
     assert f"{metrics['output_tokens_per_second']:.1f} tokens/s" in said
     trace = json.loads((tmp_path / "run" / "trace.json").read_text())
@@ -56,7 +57,7 @@ def test_the_same_run_is_predicted_to_the_last_digit(tmp_path: Path) -> None:
 
 def test_keys_and_values_below_a_gpu_move_on_lanes_of_their_own(tmp_path: Path) -> None:
     lengths = ["workload=synthetic", "workload.num_requests=8", "workload.input_tokens=64", "workload.output_tokens=3"]
-    group = ["pipeline.n_batches=2", "pipeline.batch_size=4", "placement.kv_cache=host"]
+    group = ["pipeline.n_batches=2", "pipeline.batch_size=4", "placement.kv_cache=host", "placement.attention=device"]
     said, metrics = predict("model=mixtral", "hw=rtx3090", *lengths, *group, cwd=tmp_path)
     per_token = 2 * 8 * 128 * 2 * 32  # key and value of 8 heads of 128 numbers of two bytes, in 32 layers
     assert metrics["bytes_moved"]["kv_out"] == 8 * 66 * per_token

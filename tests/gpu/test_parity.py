@@ -39,10 +39,11 @@ def run(folder: Path, model: Path, *overrides: str) -> dict[str, Any]:
     return metrics
 
 
+@pytest.mark.parametrize("attention", ["device", "host"])
 @pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss", "deepseek_v3", "qwen3_next", "olmoe"])
-def test_tokens_are_those_of_the_cores(architecture: str, tmp_path: Path) -> None:
+def test_tokens_are_those_of_the_cores(architecture: str, attention: str, tmp_path: Path) -> None:
     model = save_checkpoint(architecture, tmp_path / "model")
-    metrics = run(tmp_path, model)
+    metrics = run(tmp_path, model, f"placement.attention={attention}")
     assert read_results(tmp_path) == plain_generate(model, REQUESTS)
     assert metrics["bytes_moved"]["link"] and metrics["bytes_moved"]["kv_out"]
 
@@ -64,7 +65,7 @@ def test_a_sweep_waits_for_nothing_but_what_it_chooses_by(tmp_path: Path) -> Non
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            metrics = run(tmp_path, model, "workload.max_tokens=8")
+            metrics = run(tmp_path, model, "workload.max_tokens=8", "placement.attention=device")
     finally:
         torch.cuda.set_sync_debug_mode("default")
     syncs = [each for each in told if "synchroniz" in str(each.message)]

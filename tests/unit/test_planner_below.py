@@ -59,7 +59,7 @@ def test_attention_goes_to_keys_and_values_where_the_cores_read_faster_than_the_
 
     fast, slow = found(1e11), found(1e9)
     assert (fast.attends_below, slow.attends_below) == (True, False)
-    moves = found(1e11, Wishes(kv_moves=True))
+    moves = found(1e11, Wishes(kv_moves=True, attends_below=False))
     assert not moves.attends_below
     assert fast.forecast.seconds < moves.forecast.seconds == slow.forecast.seconds
 

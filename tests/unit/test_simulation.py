@@ -196,7 +196,7 @@ class TestHostCaches:
         assert caches.arrival(one) == ()
         caches.release(one, done(clock))
         caches.close()
-        supply.close()
+        supply.settle()
         assert [(span.lane, span.operation.nbytes, span.end) for span in sink.spans] == [(LaneName.KV_OUT, 50, 2.5)]
 
     def test_what_stays_is_looked_at_by_the_cores(self) -> None:
@@ -208,7 +208,7 @@ class TestHostCaches:
         assert caches.arrival(one) == ()
         caches.attend(one, 1, done(clock)).wait()
         caches.close()
-        supply.close()
+        supply.settle()
         assert [(span.lane, span.operation.nbytes, span.end) for span in sink.spans] == [(LaneName.CORES, 40, 8.0)]
 
     def test_what_is_cached_goes_before_blocks_that_wait_and_its_slot_is_free_once_it_is_back(self) -> None:
@@ -225,7 +225,7 @@ class TestHostCaches:
         for event in caches.arrival(one):
             event.wait()
         caches.close()
-        supply.close()
+        supply.settle()
         back = next(span for span in sink.spans if span.lane == LaneName.KV_OUT)
         again = [span for span in sink.spans if span.lane == LaneName.KV_IN][1]
         assert again.begin >= back.end
@@ -245,7 +245,7 @@ class TestSupply:
         supply = Supply(model(), self.RATES._replace(link=None), [], 0, sink, clock)
         supply.bring(Block(0, 1), 0, ()).wait()
         assert clock() == 500 / 100
-        supply.close()
+        supply.settle()
         assert [span.lane for span in sink.spans] == [LaneName.DISK]
 
     def test_what_cpu_memory_holds_comes_over_the_link_and_the_rest_over_both(self) -> None:
@@ -256,7 +256,7 @@ class TestSupply:
         assert clock() == 0.5
         supply.bring(Block(0, 1), 0, ()).wait()
         assert clock() == 0.5 + 5 + 0.5
-        supply.close()
+        supply.settle()
         assert [span.lane for span in sink.spans] == [LaneName.LINK, LaneName.DISK, LaneName.LINK]
 
     def test_no_more_is_read_ahead_than_there_is_room_for(self) -> None:
@@ -264,7 +264,7 @@ class TestSupply:
         supply = Supply(model(), self.RATES._replace(disk=1e6, link=1.0), [], 0, sink, clock)
         for _ in range(WINDOW + 1):
             supply.bring(Block(0, 1), 0, ())
-        supply.close()
+        supply.settle()
         reads = [span for span in sink.spans if span.lane == LaneName.DISK]
         links = [span for span in sink.spans if span.lane == LaneName.LINK]
         assert reads[-1].begin == links[0].end
