@@ -51,6 +51,7 @@ def gather_facts(model: OpenModel) -> ModelFacts:
     heads = text.num_attention_heads * (getattr(text, "head_dim", None) or hidden // text.num_attention_heads)
     eager = getattr(text, "_attn_implementation", None) == "eager"
     in_slices = keeps_all_tokens(model.config)
+    expanded, expanding = expansion(text)
     enough = 100 * ROWS  # tokens; inside an expert, no more of them find room
     per_token = shape.nbytes(enough + 1, item) - shape.nbytes(enough, item)
     per_row = (shape.nbytes(enough, item) - shape.nbytes(0, item) - enough * per_token) // ROWS
@@ -71,6 +72,7 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         rows=ROWS,
         # Queries, keys and values, before and after they are turned; the output, before and after its projection.
         attention_bytes=item * (4 * hidden + 8 * heads),
+        expanded_bytes=expanded * item,
         score_bytes=(text.num_attention_heads * (item + 2 * FLOAT) if eager else 0) + item + 1,
         scores_bytes=item * text.vocab_size,
         # What a model may put in the place of what the head gave, and a copy in float32 to choose by.
@@ -83,6 +85,7 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         dense_flops=sum(flops(layout.views) for block, layout in model.layouts.items() if block.is_dense),
         expert_flops=top_k * sum(flops(model.layouts[Block(layer, 0)].views) for layer in layers_with_experts(model)),
         head_flops=2 * hidden * text.vocab_size,
+        context_flops=len(model.shell.layers) * expanding,
         pair_flops=pair_flops(text) if in_slices else 0,
         spared_flops=spared_flops(model) if in_slices else 0,
     )
@@ -126,14 +129,25 @@ def spared_flops(model: OpenModel) -> int:
     return flops(behind) + experts
 
 
+def expansion(text: Any) -> tuple[int, int]:
+    """What becomes of a token's latents in one layer whenever attention looks at them: numbers, and operations.
+
+    Keys without positions and values of all heads side by side, and keys once more with positions.
+    """
+    if not (rank := getattr(text, "kv_lora_rank", None)):
+        return 0, 0
+    expanded = text.num_attention_heads * (text.qk_nope_head_dim + text.v_head_dim)
+    keys = text.num_attention_heads * (text.qk_nope_head_dim + text.qk_rope_head_dim)
+    return int(expanded + keys), int(2 * rank * expanded)
+
+
 def kv_numbers(text: Any) -> int:
     """Numbers that one layer keeps of one token, at most.
 
-    Sliding windows and linear attention keep less; latent attention is kept expanded by
-    transformers, a key and a value for each head.
+    Sliding windows and linear attention keep less; of latent attention the latents are kept, for all heads.
     """
     heads = text.num_attention_heads
-    if getattr(text, "kv_lora_rank", None):
-        return int(heads * (text.qk_nope_head_dim + text.qk_rope_head_dim + text.v_head_dim))
+    if rank := getattr(text, "kv_lora_rank", None):
+        return int(rank + text.qk_rope_head_dim)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return int(2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim)

@@ -16,8 +16,8 @@ class ModelFacts:
     A token in flight is held twice: by its batch, which waits for its turn in the middle of a layer
     (`waiting_bytes`), and by the workspace of the expert phase (`workspace_bytes`, `rows_bytes` whatever
     their number, and `row_bytes` for each of at most `rows` inside an expert). The batch whose turn it
-    is needs `attention_bytes` for each token of the slice that it works on, and `score_bytes` for each
-    pair of a token and one that it looks at.
+    is needs `attention_bytes` for each token of the slice that it works on, `score_bytes` for each pair of a
+    token and one that it looks at, and `expanded_bytes` for each token that the slice's sequences keep.
     """
 
     fixed_bytes: int
@@ -38,11 +38,13 @@ class ModelFacts:
     spare_bytes: int = 0  # of `workspace_bytes`, what other tokens leave alone
     row_bytes: int = 0
     rows: int = 0
+    expanded_bytes: int = 0
     attends_anywhere: bool = False  # whether attention may be computed elsewhere than the rest of a layer
     slice_tokens: int = 0  # or one sequence that has more; 0: a batch is worked on as a whole
     dense_flops: int = 0  # of a token on its way through all layers, experts apart
     expert_flops: int = 0  # of a token in all experts that it chooses
     head_flops: int = 0  # of a sequence that is given a token
+    context_flops: int = 0  # of a token of context that others look at, in all layers
     pair_flops: int = 0  # of a token and one that it looks at, in one layer
     spared_flops: int = 0  # of the last layer, for a token of which it only keeps keys and values
     shares: Sequence[Sequence[float]] | None = None  # of a layer's tokens, that chose each expert in earlier runs

@@ -91,6 +91,7 @@ def activation_bytes(facts: ModelFacts, group: Group, tokens: int, turn: int) ->
     turn = max(turn, group.batch_size)
     slice_tokens = min(turn, max(facts.slice_tokens, -(-turn // group.batch_size))) if facts.slice_tokens else turn
     at_work = slice_tokens * facts.attention_bytes + turn * group.longest * facts.score_bytes
+    at_work += min(group.batch_size, slice_tokens) * group.longest * facts.expanded_bytes
     scored = min(group.sequences, scored_batches(group.batch_size) * group.batch_size)
     logits = scored * facts.scores_bytes + group.batch_size * facts.logits_bytes
     return int(HEAP * (max(at_work, logits) + tokens * facts.waiting_bytes))

@@ -91,7 +91,7 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
     decoded = sum(sweep.output_tokens for sweep in totals.sweeps if not sweep.is_prefill)
     tokens = totals.prompt_tokens + totals.output_tokens
     prefill_rate = ratio(sum(sweep.flops for sweep in totals.sweeps if sweep.is_prefill), prefill)
-    moved = {lane: count for lane, count in recorder.bytes_moved.items() if count and lane != LaneName.CORES}
+    moved = {lane: count for lane, count in recorder.bytes_moved.items() if count}
     return {
         "status": status,
         "error": error,

@@ -17,7 +17,7 @@ from enum import IntEnum
 
 import msgspec
 
-from klotski.core import DENSE, Span, SweepReport
+from klotski.core import DENSE, LaneName, Span, SweepReport
 from klotski.errors import OutputError
 
 __all__ = [
@@ -260,7 +260,8 @@ class Recorder:
             lane, operation, begin, end = span
             if kind is SpanEvent:
                 busy[lane] += end - begin
-                moved[lane] += operation.nbytes
+                if lane != LaneName.CORES:  # which look at what stays where it is
+                    moved[lane] += operation.nbytes
             else:
                 self._bubbles += end - begin
             if operations:

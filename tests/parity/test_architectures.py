@@ -11,6 +11,8 @@ import torch
 from klotski.errors import BudgetError
 from klotski.executors.facts import gather_facts
 from klotski.model import keeps_tokens, open_model, slices
+from klotski.planner import ModelFacts
+from klotski.weights.memory import PAGE
 from tests.architectures import ARCHITECTURES, save_checkpoint
 from tests.engine import read_lines, read_results, run_engine, write_requests
 from tests.reference import plain_generate
@@ -30,9 +32,16 @@ def unequal_requests(count: int) -> list[dict[str, Any]]:
     ]
 
 
+def facts_of(checkpoint: Path) -> ModelFacts:
+    return gather_facts(open_model(checkpoint, torch.float32))
+
+
 def expert_bytes(checkpoint: Path) -> int:
-    facts = gather_facts(open_model(checkpoint, torch.float32))
-    return sum(size for block, size in facts.block_bytes.items() if not block.is_dense)
+    return sum(size for block, size in facts_of(checkpoint).block_bytes.items() if not block.is_dense)
+
+
+def sweeps_of(run: Path) -> list[dict[str, Any]]:
+    return [line for line in read_lines(run / "events.jsonl") if line["event"] == "sweep"]
 
 
 class Task(NamedTuple):
@@ -76,6 +85,8 @@ def test_tokens_are_those_of_generate_while_experts_stream(task: Task, tmp_path:
     moved = json.loads((run / "metrics.json").read_text())["bytes_moved"]["disk"]
     assert plan["memory"]["expert_slots"] + plan["memory"]["residents"] < expert_bytes(task.checkpoint) / 2
     assert moved > expert_bytes(task.checkpoint)
+    rounding = plan["n_batches"] * 2 * PAGE * len({block.layer for block in facts_of(task.checkpoint).block_bytes})
+    assert max(sweep["cache_bytes"] for sweep in sweeps_of(run)) <= plan["memory"]["kv_cache"] + rounding
     assert read_results(run) == task.expected
 
 
@@ -92,7 +103,7 @@ def test_tokens_are_the_same_where_prompts_are_read_in_pieces(
     monkeypatch.setattr(slices, "NORMED", 96)
     run = task.run(tmp_path / "run", "pipeline.n_batches=3", f"pipeline.prefill_tokens={piece * BATCH_SIZE}")
     plan = json.loads((run / "plan.json").read_text())
-    sweeps = [line for line in read_lines(run / "events.jsonl") if line["event"] == "sweep"]
+    sweeps = sweeps_of(run)
     if keeps_tokens(open_model(task.checkpoint, torch.float32).config):
         assert max(sweep["prefill_tokens"] for sweep in sweeps) <= piece * BATCH_SIZE
         assert any(sweep["prefill_tokens"] and sweep["decode_tokens"] for sweep in sweeps)

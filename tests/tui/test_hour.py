@@ -19,7 +19,14 @@ from tests.watching import watching
 
 SIMULATED = ("executor=simulate", "model=mixtral", "hw=rtx4090", "history=none", "workload=synthetic")
 MIXTRAL = (*SIMULATED, "workload.input_tokens=64", "pipeline.n_batches=4", "pipeline.batch_size=16")
-HOUR = (*MIXTRAL, "hw.link_bandwidth=7GB/s", "workload.num_requests=256", "workload.output_tokens=87")
+# Keys and values move, too, so that every lane has something to tell.
+HOUR = (
+    *MIXTRAL,
+    "placement.attention=device",
+    "hw.link_bandwidth=7GB/s",
+    "workload.num_requests=256",
+    "workload.output_tokens=87",
+)
 MINUTE = (*MIXTRAL, "workload.num_requests=64", "workload.output_tokens=8")
 LOOK = '{"event":"state","time":%s,"waiting":{"disk":[%d,%d]},"wanted":{"hot":%d},"memory":%d,"requested":%d,"used":%d,'
 LOOK += '"output_tokens":0,"requests":0}\n'
