@@ -75,7 +75,7 @@ class Compute(StrEnum):
     ATTENTION = "attention"  # a batch goes through a layer's dense part, up to its router
     PROJECT = "project"  # or, if keys and values stay elsewhere: from what attention gave up to the router
     GATHER = "gather"  # the tokens of all batches are sorted by expert
-    EXPERT = "expert"  # one expert over the tokens of all batches
+    EXPERT = "expert"  # one expert, or several that stay at once, over the tokens of all batches
     COMBINE = "combine"  # experts' outputs are summed for each token
     FINISH = "finish"  # a batch leaves the layer
     SCORE = "score"  # the head, over the last tokens of some batches
@@ -91,6 +91,7 @@ class Operation(NamedTuple):
     batch: int = -1  # -1: the whole group
     nbytes: int = 0  # moved by the operation
     tokens: int = 0  # worked on by the operation
+    parts: tuple[tuple[int, int], ...] = ()  # of several experts at once: each, and the tokens of it
 
 
 class Span(NamedTuple):

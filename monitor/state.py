@@ -41,11 +41,14 @@ class Span(NamedTuple):
     nbytes: int
     tokens: int
     number: int
+    parts: tuple[tuple[int, int], ...] = ()  # experts that were computed at once, and the tokens of each
 
     @property
     def name(self) -> str:
         """What it was, in words."""
         what = f"layer {self.layer} {self.kind}"
+        if self.parts:
+            return f"{what}, {len(self.parts)} at once"
         if self.number > 1:
             return f"{what}, {self.number} of them"
         return what + (f" {self.expert}" if self.expert >= 0 else "") + (f", batch {self.batch}" * (self.batch >= 0))
@@ -215,9 +218,10 @@ class State:
                 arrivals = self.arrivals[span.layer]
                 arrivals[span.expert] = arrivals.get(span.expert, 0) + 1
             return
-        if span.kind == "expert" and span.expert >= 0:
+        if span.kind == "expert":
             tokens = self.tokens[span.layer]
-            tokens[span.expert] = tokens.get(span.expert, 0) + span.tokens
+            for expert, count in span.parts or ((span.expert, span.tokens),) * (span.expert >= 0):
+                tokens[expert] = tokens.get(expert, 0) + count
         if span.batch >= 0 and span.kind in STAGES:
             # Where the cores look at keys and values, attention goes on when the compute lane has asked for it.
             is_asked = span.kind == "attention" and "cores" in self.lanes
@@ -268,6 +272,7 @@ def read_span(event: Mapping[str, Any]) -> Span:
         int(event.get("bytes", 0)),
         int(event.get("tokens", 0)),
         int(event.get("count", 1)),
+        tuple((int(expert), int(tokens)) for expert, tokens in event.get("parts", ())),
     )
 
 

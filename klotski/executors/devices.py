@@ -42,6 +42,9 @@ class Device(Protocol):
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy between CPU memory and the device; on a lane, in its order and without a wait."""
 
+    def multiplies_together(self, dtype: torch.dtype) -> bool:
+        """Whether experts that stay are multiplied at once: products of few tokens are begun more slowly than done."""
+
     def wait(self) -> None:
         """Return when the device has done all that it was given."""
 
@@ -71,6 +74,10 @@ class CpuDevice:
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy now."""
         target.copy_(source)
+
+    def multiplies_together(self, dtype: torch.dtype) -> bool:
+        """No: a core begins a product at once, and one of fewer rows stays in its cache."""
+        return False
 
     def wait(self) -> None:
         """Return: what was given has been done."""
@@ -114,6 +121,10 @@ class CudaDevice:
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """Copy on the stream of the lane that this is called on."""
         target.copy_(source, non_blocking=True)
+
+    def multiplies_together(self, dtype: torch.dtype) -> bool:
+        """Where torch has a kernel for it: in bfloat16, from Ampere on; elsewhere it asks the device for sizes."""
+        return dtype is torch.bfloat16 and torch.cuda.get_device_capability(self.place) >= (8, 0)
 
     def wait(self) -> None:
         """Wait for all streams."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from klotski.core import LaneName, Request, SweepReport
+from klotski.core import LaneName, Products, Request, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.garbage import uncollected
 from klotski.executors.outline import read_outline
@@ -113,7 +113,8 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     table = RoutingTable(facts.expert_counts)
     task.history.recall(table)
     predictor = create_predictor(config.pipeline.predictor, table)
-    sweeper = make_sweeper(config, task, predictor, residency, compute, IdleWorker(), caches)
+    together = terms.rates.link is not None and config.pipeline.products is Products.group
+    sweeper = make_sweeper(config, task, predictor, residency, compute, IdleWorker(), caches, together=together)
     with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
         totals.rates |= rates_by_lane(task)
         supply.load(plan.residents)

@@ -106,9 +106,12 @@ def make_sweeper(
     compute: Lane,
     worker: Worker,
     caches: Caches,
+    *,
+    together: bool,
 ) -> Sweeper:
-    """The sweep over this model with the config's strategy."""
+    """The sweep over this model with the config's strategy. `together`: see `Sweeper`."""
     strategy, plan = config.pipeline, task.plan
     policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
     experts = task.facts.expert_counts
-    return Sweeper(experts, policy, predictor, residency, compute, worker, caches, plan.sequences, plan.scored_batches)
+    few, scored = plan.sequences, plan.scored_batches
+    return Sweeper(experts, policy, predictor, residency, compute, worker, caches, few, scored, together=together)

@@ -151,7 +151,8 @@ def carry_out(
         if config.record_routing:
             predictor = RecordingPredictor(predictor, log.routing)
         worker = TorchWorker(model.shell, store, workspace)
-        sweeper = make_sweeper(config, task, predictor, store.residency, compute, worker, caches)
+        together = device.multiplies_together(model.shell.dtype)
+        sweeper = make_sweeper(config, task, predictor, store.residency, compute, worker, caches, together=together)
         account.sweeping(sweeper.prefetch)
         stack.enter_context(recorder.telling(lambda: account.look(log.clock(), lanes, sweeper.waiting)))
         foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None

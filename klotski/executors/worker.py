@@ -1,6 +1,6 @@
 """What the operations of the compute lane do, on torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -32,13 +32,24 @@ class TorchWorker:
         self._group = cast("Sequence[GenerationBatch]", group)
         heard = [batch.routing.counts for batch in self._group if batch.routing is not None]
         counts = [sum(each) for each in zip(*heard, strict=True)]
-        self._phase = ExpertPhase([call for batch in self._group for call in batch.calls], self._workspace, counts)
+        calls = [call for batch in self._group for call in batch.calls]
+        side_by_side = [expert for stack in self._store.stacks(layer) for expert in stack.experts]
+        self._phase = ExpertPhase(calls, self._workspace, counts, side_by_side)
 
     def compute(self, layer: int, expert: int) -> None:
         """Compute one expert over its tokens."""
         assert self._phase is not None, "experts are gathered before they are computed"
-        views = self._store.views(Block(layer, expert))
-        self._phase.compute(expert, {name.rpartition(".")[2]: view for name, view in views.items()})
+        self._phase.compute(expert, own_names(self._store.views(Block(layer, expert))))
+
+    def compute_together(self, layer: int, experts: Sequence[int]) -> None:
+        """Compute several experts that stay, in as few products as there are stacks of them; see `ExpertPhase`."""
+        assert self._phase is not None, "experts are gathered before they are computed"
+        alone = set(experts)
+        for stack in self._store.stacks(layer):
+            self._phase.compute_stack(stack.experts, own_names(stack.views))
+            alone -= set(stack.experts)
+        for expert in sorted(alone):
+            self.compute(layer, expert)
 
     def combine(self, layer: int) -> None:
         """Sum the experts' outputs and hand each batch its own."""
@@ -56,3 +67,8 @@ class TorchWorker:
         scores = torch.split(self._shell.score(torch.cat(rows)), [len(each) for each in rows])
         for batch, hidden, part in zip(group, asked, scores, strict=True):
             batch.scores = part.view(*hidden.shape[:-1], -1)
+
+
+def own_names(views: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Parameters by the names that the module of experts itself has for them."""
+    return {name.rpartition(".")[2]: view for name, view in views.items()}

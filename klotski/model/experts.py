@@ -8,7 +8,8 @@ batches. The products themselves may: a matrix library picks its kernel by the n
 the last bits follow the kernel.
 
 An expert's outputs begin at a multiple of `STEP` rows, so that products of rounded size need no
-copy to their place.
+copy to their place. Where a device begins products more slowly than it does small ones, experts whose
+parameters lie in one stack are multiplied at once, up to `ROWS` rows at a time.
 
 Everything large lies in a `Workspace` that is allocated once: on a virtual machine, fresh memory
 costs more than the arithmetic of a small expert.
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, grouped_mm
 from transformers.integrations.moe import _default_apply_gate
 
 from klotski.lanes.cuda import to_device
@@ -98,12 +99,19 @@ class Workspace:
 
 
 class ExpertPhase:
-    """One layer's experts over one group's tokens: `compute` each used expert, then `outputs`.
+    """One layer's experts over one group's tokens: `compute` each used expert, or a stack of them, then `outputs`.
 
     `counts`: tokens of each expert, over all calls. The host knows them, so that no device has to be asked.
+    `side_by_side`: experts whose outputs come first, in this order, as stacks of them need it.
     """
 
-    def __init__(self, calls: Sequence[ExpertsCall], workspace: Workspace, counts: Sequence[int]) -> None:
+    def __init__(
+        self,
+        calls: Sequence[ExpertsCall],
+        workspace: Workspace,
+        counts: Sequence[int],
+        side_by_side: Sequence[int] = (),
+    ) -> None:
         self._module: Any = calls[0].module
         self._space = workspace
         self._sizes = [len(call.hidden) for call in calls]
@@ -112,25 +120,40 @@ class ExpertPhase:
         self._weights = torch.cat([call.weights for call in calls])
         choices = torch.cat([call.choices for call in calls])
         experts, order = choices.flatten().sort(stable=True)
-        self._tokens = order // choices.shape[1]  # whose output each is, sorted by expert
-        self._bounds = [0, *accumulate(counts)]
-        self._starts = [0, *accumulate(rounded(count) for count in counts)]
-        shifts = torch.tensor([start - bound for start, bound in zip(self._starts, self._bounds, strict=True)])
+        self._rows = [rounded(count) for count in counts]
+        self._starts = starts_of(self._rows, side_by_side)
+        bounds = accumulate(counts, initial=0)  # of each expert's choices, as they are sorted
+        shifts = torch.tensor([start - bound for start, bound in zip(self._starts, bounds, strict=False)])
         places = to_device(shifts, order.device)[experts] + torch.arange(len(order), device=order.device)
         self._places = torch.empty_like(order)  # where the output of each token's choice is
         self._places[order] = places
         self._places = self._places.view(choices.shape)
+        self._tokens = order.new_zeros(sum(self._rows))  # whose output each row is; of rows beyond, any token's
+        self._tokens[places] = order // choices.shape[1]
 
     def compute(self, expert: int, views: Views) -> None:
         """One expert over all of its tokens; `views` are its parameters by their own names."""
-        first_token, last_token = self._bounds[expert : expert + 2]
-        place = self._starts[expert]
-        for begin, end in even_pieces(first_token, last_token, ROWS):
-            count = end - begin
-            torch.index_select(self._hidden, 0, self._tokens[begin:end], out=self._space.gathered[:count])
-            # Rows beyond hold what was there before; nobody looks at what becomes of them.
-            expert_forward(self._module, views, self._space, self._space.outputs[place : place + rounded(count)])
-            place += count
+        begin = self._starts[expert]
+        for piece in even_pieces(begin, begin + self._rows[expert], ROWS):
+            expert_forward(self._module, views, self._space, self._gather(*piece))
+
+    def compute_stack(self, experts: Sequence[int], views: Views) -> None:
+        """Experts that were to be side by side, each over all of its tokens; `views` are their parameters [R, ...]."""
+        for first, last in runs([self._rows[expert] for expert in experts], min(ROWS, len(self._space.gathered))):
+            rows = [self._rows[expert] for expert in experts[first:last]]
+            if not any(rows):
+                continue
+            if len(rows) == 1:
+                self.compute(experts[first], {name: view[first] for name, view in views.items()})
+            else:
+                begin = self._starts[experts[first]]
+                some = {name: view[first:last] for name, view in views.items()}
+                stack_forward(self._module, some, rows, self._space, self._gather(begin, begin + sum(rows)))
+
+    def _gather(self, begin: int, end: int) -> torch.Tensor:
+        """Get the tokens of some rows ready, and return where their outputs belong."""
+        torch.index_select(self._hidden, 0, self._tokens[begin:end], out=self._space.gathered[: end - begin])
+        return self._space.outputs[begin:end]
 
     def outputs(self) -> tuple[torch.Tensor, ...]:
         """The combined output [T, H] of each call, in order; good until the next phase begins."""
@@ -162,6 +185,28 @@ def even_pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
     yield from pieces(begin, end, rounded(-(-(end - begin) // max(1, count))))
 
 
+def runs(rows: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbours that have at most so many rows together; one that has more is alone."""
+    begin, total = 0, 0
+    for index, count in enumerate(rows):
+        if total + count > most and index > begin:
+            yield begin, index
+            begin, total = index, 0
+        total += count
+    yield begin, len(rows)
+
+
+def starts_of(rows: Sequence[int], first: Sequence[int]) -> list[int]:
+    """Where each expert's rows begin: those of `first` in their order, then the others in theirs."""
+    starts = [0] * len(rows)
+    begin = 0
+    others = set(range(len(rows))).difference(first)
+    for expert in (*first, *sorted(others)):
+        starts[expert] = begin
+        begin += rows[expert]
+    return starts
+
+
 def rounded(rows: Rows) -> Rows:
     """Rows of the product for so many tokens."""
     return -(-rows // STEP) * STEP
@@ -171,12 +216,36 @@ def expert_forward(module: Any, views: Views, space: Workspace, out: torch.Tenso
     """One expert over the first tokens gathered in `space`, into `out`, by the flags that the module carries."""
     count = len(out)
     tokens = space.gathered[:count]
-    up = "gate_up_proj" if module.has_gate else "up_proj"
-    inside = first(space.inside, count, views[up].shape[-1 if module.is_transposed else 0])
+    up = name_of_up(module)
+    inside = first(space.inside, count, views[up].shape[-1 if module.is_transposed else -2])
     gated = first(space.gated, count, views["down_proj"].shape[-2 if module.is_transposed else -1])
     project(tokens, views[up], views.get(f"{up}_bias"), module.is_transposed, inside)
     apply_gate(module, inside, gated)
     project(gated, views["down_proj"], views.get("down_proj_bias"), module.is_transposed, out)
+    apply_norm(module, out)
+
+
+def stack_forward(module: Any, views: Views, rows: Sequence[int], space: Workspace, out: torch.Tensor) -> None:
+    """The same for neighbours of a stack, so many rows each, whose parameters are [R, ...]."""
+    up = name_of_up(module)
+    ends = to_device(torch.tensor(list(accumulate(rows)), dtype=torch.int32), out.device)
+    whose = torch.repeat_interleave(
+        to_device(torch.arange(len(rows)), out.device), to_device(torch.tensor(rows), out.device), output_size=len(out)
+    )
+    gated = first(space.gated, len(out), views["down_proj"].shape[-2 if module.is_transposed else -1])
+    inside = project_stack(space.gathered[: len(out)], views[up], views.get(f"{up}_bias"), module, ends, whose)
+    apply_gate(module, inside, gated)
+    out.copy_(project_stack(gated, views["down_proj"], views.get("down_proj_bias"), module, ends, whose))
+    apply_norm(module, out)
+
+
+def name_of_up(module: Any) -> str:
+    """The parameter of an expert's first product."""
+    return "gate_up_proj" if module.has_gate else "up_proj"
+
+
+def apply_norm(module: Any, out: torch.Tensor) -> None:
+    """What comes behind an expert's second product."""
     if getattr(module, "has_post_expert_norm", False):
         out.copy_(module.post_expert_norm(out))
 
@@ -206,3 +275,16 @@ def project(
         torch.mm(tokens, matrix, out=out)
     else:
         torch.addmm(bias, tokens, matrix, out=out)
+
+
+def project_stack(
+    tokens: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    module: Any,
+    ends: torch.Tensor,
+    whose: torch.Tensor,
+) -> torch.Tensor:
+    """Linear maps of neighbours, [R, out, in] or [R, in, out]; `ends`: of their rows, `whose`: of each row."""
+    out = grouped_mm(tokens, weight if module.is_transposed else weight.transpose(-2, -1), offs=ends)
+    return out if bias is None else out.add_(bias[whose])

@@ -82,6 +82,9 @@ class Worker(Protocol):
     def compute(self, layer: int, expert: int) -> None:
         """Compute one expert over its tokens."""
 
+    def compute_together(self, layer: int, experts: Sequence[int]) -> None:
+        """Compute several experts that stay for the whole run, each over its tokens."""
+
     def combine(self, layer: int) -> None:
         """Sum the experts' outputs and hand each batch its own."""
 

@@ -30,7 +30,8 @@ class Sweeper:
     """Drives groups through the layers, one sweep at a time.
 
     `experts`: how many each layer has, 0 for a layer without. `few`: tokens of a sweep that leaves the
-    memory of lent slots alone, at most. `scored`: batches whose next tokens are scored at once.
+    memory of lent slots alone, at most. `scored`: batches whose next tokens are scored at once. `together`:
+    experts that stay are computed at once, when the first of them has its turn.
     """
 
     def __init__(
@@ -44,11 +45,14 @@ class Sweeper:
         caches: Caches,
         few: int = 0,
         scored: int = 1,
+        *,
+        together: bool = False,
     ) -> None:
         self._experts = experts
         self._blocks = [[Block(layer, expert) for expert in range(count)] for layer, count in enumerate(experts)]
         self._few = few
         self._scored = scored
+        self._together = together
         self._policy = policy
         self._predictor = predictor
         self._residency = residency
@@ -213,6 +217,10 @@ class Sweeper:
                 looked_ahead = True
             block = self._blocks[layer][self._choose(layer, remaining, resting)]
             if resting and block.expert == resting[0]:
+                if self._together and len(resting) > 1:
+                    self._compute_together(layer, [(expert, remaining.pop(expert)) for expert in sorted(resting)])
+                    resting.clear()
+                    continue
                 resting.popleft()
             self._need(block)
             done = self._compute.submit(
@@ -224,6 +232,12 @@ class Sweeper:
             self._pump()
         combine = Operation(Compute.COMBINE, layer, tokens=tokens)
         self._ended = (self._compute.submit(combine, partial(self._worker.combine, layer)),)
+
+    def _compute_together(self, layer: int, parts: Sequence[tuple[int, int]]) -> None:
+        """Experts that stay, and the tokens of each."""
+        operation = Operation(Compute.EXPERT, layer, tokens=sum(tokens for _, tokens in parts), parts=tuple(parts))
+        run = partial(self._worker.compute_together, layer, [expert for expert, _ in parts])
+        self._compute.submit(operation, run)
 
     def _awaited(self, layer: int) -> list[Event]:
         """What a layer's expert phase waits for: batch after batch, all experts that are on their way."""

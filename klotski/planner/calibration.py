@@ -18,6 +18,7 @@ __all__ = ["Calibration"]
 FEWEST = 20  # spans, for their times to mean something
 LEAST = 1e-6  # seconds: what takes less has not been measured
 RESTED = "rested"  # experts that the cores had waited for
+TOGETHER = "together"  # several experts at once
 AROUND = (Compute.START, Compute.GATHER, Compute.COMBINE, Compute.FINISH, Compute.SAMPLE)  # what a turn has beside it
 
 
@@ -67,10 +68,13 @@ class Calibration:
 
     def span(self, span: Span) -> None:
         """Take a finished operation."""
-        kind = (
-            RESTED if span.operation == self._rested and span.operation.kind == Compute.EXPERT else span.operation.kind
-        )
-        self._lines[kind].add(span.operation.tokens, span.end - span.begin)
+        operation = span.operation
+        kind: str = operation.kind
+        if operation.parts:
+            kind = TOGETHER
+        elif operation == self._rested and kind == Compute.EXPERT:
+            kind = RESTED
+        self._lines[kind].add(operation.tokens, span.end - span.begin)
         self._sink.span(span)
 
     def bubble(self, span: Span) -> None:

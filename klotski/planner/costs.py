@@ -219,10 +219,13 @@ class Costs:
         expanding = self.facts.context_flops / (self.rates.dense_share * self.rates.compute)
         return work.context * (self.facts.kv_bytes / memory + expanding)
 
-    def experts(self, tokens: float, count: float) -> float:
-        """Seconds of so many experts, of all layers, over so many tokens."""
-        turn = self.rates.step + self.rates.between + self.facts.largest_expert / self.rates.product
-        return tokens * self.facts.expert_flops / self.rates.compute + count * turn
+    def experts(self, tokens: float, count: float, turns: float | None = None) -> float:
+        """Seconds of so many experts, of all layers, over so many tokens; `turns`: fewer, if several have one turn."""
+        turn = self.rates.step + self.rates.between
+        weights = count * self.facts.largest_expert / self.rates.product
+        return (
+            tokens * self.facts.expert_flops / self.rates.compute + weights + (count if turns is None else turns) * turn
+        )
 
     def head(self, work: Work) -> float:
         """Seconds in which next tokens are scored; its weights, two bytes each, are read once for some batches."""

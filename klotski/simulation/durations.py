@@ -33,11 +33,13 @@ class Durations:
         choices = costs.facts.top_k * max(1, with_experts)  # of experts, that a token makes in a sweep
         self._of_token = costs.experts(1 / choices, 0)
         self._of_product = costs.experts(0, 1)
+        self._of_weights = costs.experts(0, 1, 0)
 
     def __call__(self, operation: Operation) -> float:
         """Seconds of one operation."""
         if operation.kind is Compute.EXPERT:  # first, for there are far more of them
             seconds = operation.tokens * self._of_token + self._count(operation) * self._of_product
+            seconds += max(0, len(operation.parts) - 1) * self._of_weights
             return seconds * (1 + SHARED) if self._is_reading() else seconds
         match operation.kind:
             case Compute.ATTENTION:
@@ -54,7 +56,7 @@ class Durations:
         return 0.0
 
     def _count(self, operation: Operation) -> int:
-        """Products of an expert."""
+        """Products of an operation on experts."""
         if self._products is Products.group:
             return 1
         routings = (batch.routing for batch in self._batches.values())

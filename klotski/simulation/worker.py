@@ -19,6 +19,9 @@ class IdleWorker:
     def compute(self, layer: int, expert: int) -> None:
         """Nothing."""
 
+    def compute_together(self, layer: int, experts: Sequence[int]) -> None:
+        """Nothing."""
+
     def combine(self, layer: int) -> None:
         """Nothing."""
 

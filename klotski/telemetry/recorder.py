@@ -36,7 +36,7 @@ PERIOD = 0.25  # seconds from one look at how things stand to the next
 
 
 class SpanEvent(msgspec.Struct, tag_field="event", tag="span", omit_defaults=True, gc=False):
-    """A line for a span. `expert`: -1 for none; `batch`: -1 for the whole group."""
+    """A line for a span. `expert`: -1 for none, or several: `parts`; `batch`: -1 for the whole group."""
 
     lane: str
     kind: str
@@ -47,6 +47,7 @@ class SpanEvent(msgspec.Struct, tag_field="event", tag="span", omit_defaults=Tru
     batch: int = -1
     bytes: int = 0
     tokens: int = 0
+    parts: tuple[tuple[int, int], ...] = ()
 
 
 class BubbleEvent(SpanEvent, tag="bubble", omit_defaults=True, gc=False):
@@ -274,7 +275,7 @@ class Recorder:
         self._sums.clear()
 
     def _sum_up(self, kind: type[SpanEvent], span: Span) -> None:
-        lane, (what, layer, _, _, nbytes, tokens), begin, end = span
+        lane, (what, layer, _, _, nbytes, tokens, _), begin, end = span
         known = self._sums.get((kind, lane, what, layer))
         if known is None:
             sums = BubblesEvent if kind is BubbleEvent else SpansEvent
@@ -288,5 +289,5 @@ class Recorder:
 
 def to_event(kind: type[SpanEvent], span: Span) -> SpanEvent:
     """The line for a span; nanoseconds are the last digit that means something."""
-    lane, (what, layer, expert, batch, nbytes, tokens), begin, end = span
-    return kind(lane, str(what), layer, round(begin, 9), round(end, 9), expert, batch, nbytes, tokens)
+    lane, (what, layer, expert, batch, nbytes, tokens, parts), begin, end = span
+    return kind(lane, str(what), layer, round(begin, 9), round(end, 9), expert, batch, nbytes, tokens, parts)

@@ -98,6 +98,8 @@ def entries(event: Event, tracks: dict[str, int]) -> Iterator[Entry | dict[str, 
 
 def label(event: SpanEvent) -> str:
     """What an operation is called on its track."""
+    if event.parts:
+        return f"L{event.layer} {event.kind}, {len(event.parts)} at once"
     expert = f" {event.expert}" if event.expert != DENSE else ""
     batch = f" batch {event.batch}" if event.batch >= 0 else ""
     return f"L{event.layer} {event.kind}{expert}{batch}"

@@ -1,21 +1,31 @@
 """The memory behind the slots: allocated once, filled by a lane, seen as parameters."""
 
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from itertools import cycle
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from itertools import cycle, groupby
+from math import prod
+from typing import NamedTuple
 
 import torch
 
 from klotski.core import Block, Residents
 from klotski.lanes import Event, Pending
 from klotski.weights.carriers import Carrier
-from klotski.weights.layout import BlockLayout
+from klotski.weights.layout import BlockLayout, ParameterSpec
 from klotski.weights.memory import allocate
 from klotski.weights.residency import Residency, SlotKind
 
-__all__ = ["DEPTH", "BlockStore", "slot_sizes"]
+__all__ = ["DEPTH", "BlockStore", "Stack", "slot_sizes"]
 
 DEPTH = 2  # blocks that are being read: one, and one that waits at the device's door
+LOADED = 16  # bytes that a kernel loads at once
+
+
+class Stack(NamedTuple):
+    """Experts of a layer that stay, side by side and laid out alike. `views`: their parameters by name, [R, ...]."""
+
+    experts: tuple[int, ...]
+    views: dict[str, torch.Tensor]
 
 
 class BlockStore:
@@ -44,8 +54,11 @@ class BlockStore:
             kind: allocate(slots.get(kind, 0) * size).view(slots.get(kind, 0), size)
             for kind, size in self._slot_bytes.items()
         }
-        sizes = [layouts[block].slot_bytes for block in residents]
-        self._residents = dict(zip(residents, torch.split(allocate(sum(sizes)), sizes), strict=True))
+        staying = sorted(residents)
+        sizes = [layouts[block].slot_bytes for block in staying]
+        memory = allocate(sum(sizes))
+        self._residents = dict(zip(staying, torch.split(memory, sizes), strict=True))
+        self._stacks = stack(layouts, staying, memory)
         size = self._slot_bytes[SlotKind.EXPERT]
         spare = allocate(0) if spare is None else spare
         lent = len(spare) // size if size else 0
@@ -92,6 +105,10 @@ class BlockStore:
             for reading, _ in under_way:
                 reading.wait()
 
+    def stacks(self, layer: int) -> Sequence[Stack]:
+        """Experts of a layer that stay and can be multiplied at once; each is in one stack at most."""
+        return self._stacks.get(layer, ())
+
     def expert_slots(self) -> torch.Tensor:
         """The memory of all slots for experts."""
         return self._slots[SlotKind.EXPERT]
@@ -109,6 +126,44 @@ class BlockStore:
     def _slot(self, kind: SlotKind, number: int) -> torch.Tensor:
         own = self._slots[kind]
         return own[number] if number < len(own) else self._lent[number - len(own)]
+
+
+def stack(
+    layouts: Mapping[Block, BlockLayout], staying: Sequence[Block], memory: torch.Tensor
+) -> dict[int, list[Stack]]:
+    """By layer, experts that lie one behind the other in `memory` and begin each parameter at the same place.
+
+    How far into a page a parameter begins is the file's choice: an expert of another shard may differ. One whose rows
+    do not begin where a kernel can load them is in no stack.
+    """
+    stacks: dict[int, list[Stack]] = {}
+    end = 0
+    for (layer, is_dense, *_), run in groupby(staying, key=lambda block: alike(block, layouts[block])):
+        blocks = list(run)
+        begin, end = end, end + sum(layouts[block].slot_bytes for block in blocks)
+        layout = layouts[blocks[0]]
+        if is_dense or len(blocks) == 1 or not all(is_loadable(*view) for view in layout.views.values()):
+            continue
+        rows = memory[begin:end].view(len(blocks), -1)
+        views = {name: columns(rows, *view) for name, view in layout.views.items()}
+        stacks.setdefault(layer, []).append(Stack(tuple(block.expert for block in blocks), views))
+    return stacks
+
+
+def alike(block: Block, layout: BlockLayout) -> tuple[int, bool, int, tuple[int, ...]]:
+    """What experts of one stack have in common."""
+    return block.layer, block.is_dense, layout.slot_bytes, tuple(offset for offset, _ in layout.views.values())
+
+
+def is_loadable(offset: int, spec: ParameterSpec) -> bool:
+    """Whether a kernel can load rows of a parameter that begins here in its block."""
+    return offset % LOADED == 0 and (len(spec.shape) < 2 or spec.shape[-1] * spec.dtype.itemsize % LOADED == 0)
+
+
+def columns(rows: torch.Tensor, offset: int, spec: ParameterSpec) -> torch.Tensor:
+    """A parameter of all blocks [R, ...], each of which is one of `rows` (uint8)."""
+    numbers = rows[:, offset : offset + prod(spec.shape) * spec.dtype.itemsize].view(spec.dtype)
+    return numbers.view(len(rows), *spec.shape)
 
 
 def slot_sizes(layouts: Mapping[Block, BlockLayout]) -> dict[SlotKind, int]:

@@ -113,6 +113,10 @@ class Arena:
         """As the device."""
         self._device.copy(target, source)
 
+    def multiplies_together(self, dtype: torch.dtype) -> bool:
+        """As the device."""
+        return self._device.multiplies_together(dtype)
+
     def wait(self) -> None:
         """As the device."""
         self._device.wait()

@@ -84,6 +84,9 @@ class DelayedDevice:
         if not is_inward:
             poison(source)  # it is the slot's last use
 
+    def multiplies_together(self, dtype: torch.dtype) -> bool:
+        return True
+
     def wait(self) -> None:
         pass
 

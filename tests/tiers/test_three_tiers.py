@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from klotski.executors.torch import TorchExecutor
 from tests.architectures import save_checkpoint
-from tests.engine import read_results, run_engine, write_requests
+from tests.engine import read_lines, read_results, run_engine, write_requests
 from tests.parity.test_architectures import unequal_requests
 from tests.reference import plain_generate
 from tests.tiers.delayed import DelayedDevice, PoisonedStore
@@ -152,3 +152,18 @@ def test_windows_states_and_latent_keys_have_their_places(architecture: str, att
     )
     assert read_results(tmp_path) == plain_generate(model, REQUESTS)
     assert device.copied["out"]
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss", "deepseek_v3", "olmoe"])
+def test_experts_that_stay_are_multiplied_at_once(architecture: str, tmp_path: Path) -> None:
+    """Some stay, and the others are computed as they arrive."""
+    model = save_checkpoint(architecture, tmp_path / "model")
+    budget = ["hw.device_memory=1.6MB", "hw.host_memory=20MB", "pipeline.n_batches=3", "pipeline.batch_size=2"]
+    run_on(DelayedDevice(1), tmp_path, model, *budget, "pipeline.expert_slots=2", "pipeline.prefill_tokens=32")
+    assert read_results(tmp_path) == plain_generate(model, REQUESTS)
+    spans = [line for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "span"]
+    computed = [span for span in spans if (span["lane"], span["kind"]) == ("compute", "expert")]
+    together = [span for span in computed if "parts" in span]
+    assert together and len(together) < len(computed)
+    assert all(span["tokens"] == sum(tokens for _, tokens in span["parts"]) for span in together)
+    assert any(span["lane"] == "link" for span in spans)

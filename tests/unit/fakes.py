@@ -378,6 +378,10 @@ class CheckingWorker:
         self._store.use(Block(layer, expert))
         self._log.append(Entry("expert", layer, expert))
 
+    def compute_together(self, layer: int, experts: Sequence[int]) -> None:
+        for expert in experts:
+            self.compute(layer, expert)
+
     def combine(self, layer: int) -> None:
         self._store.need_lent(is_needed=False)
         self._log.append(Entry("combine", layer))

@@ -42,7 +42,7 @@ def test_every_event_is_described_and_none_besides() -> None:
 @pytest.mark.parametrize("event", EVENTS, ids=tag_of)
 def test_every_field_of_an_event_is_described_with_its_default(event: type[msgspec.Struct]) -> None:
     written = [
-        (field.encode_name, "" if field.default is msgspec.NODEFAULT else str(field.default))
+        (field.encode_name, "" if field.default is msgspec.NODEFAULT else msgspec.json.encode(field.default).decode())
         for field in msgspec.structs.fields(event)
     ]
     assert documented_fields(documented_events()[tag_of(event)]) == written

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from math import nan
 from types import SimpleNamespace
 from typing import Any
@@ -91,12 +92,21 @@ def workspace(call: ExpertsCall, inner: int, spare: int = 0) -> Workspace:
     return space
 
 
-def run(calls: Sequence[ExpertsCall], space: Workspace, order: Sequence[int]) -> torch.Tensor:
-    """The outputs of all calls, one after the other; experts in this order, those without tokens left out."""
+def run(
+    calls: Sequence[ExpertsCall], space: Workspace, order: Sequence[int], stacked: Sequence[int] = ()
+) -> torch.Tensor:
+    """The outputs of all calls, one after the other; experts in this order, those without tokens left out.
+
+    Those that are `stacked` are computed at once.
+    """
     counts = count_tokens(calls, torch.cat([call.choices for call in calls]).numpy())
-    phase = ExpertPhase(calls, space, counts)
+    phase = ExpertPhase(calls, space, counts, stacked)
+    if stacked:
+        module = calls[0].module
+        views = {name: each[list(stacked)] for name, each in module.named_parameters(recurse=False)}
+        phase.compute_stack(stacked, views)
     for expert in order:
-        if counts[expert]:
+        if counts[expert] and expert not in stacked:
             phase.compute(expert, views_of(calls[0].module, expert))
     outputs = phase.outputs()
     assert [output.shape for output in outputs] == [call.hidden.shape for call in calls]
@@ -158,6 +168,36 @@ def test_a_group_gets_what_the_modules_own_code_computes(
         outputs = run(split(call, sizes), workspace(call, 2 * inner, data.draw(st.integers(0, 20))), order)
     expected = module(call.hidden, call.choices, call.weights)
     torch.testing.assert_close(outputs, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+@given(data=st.data(), tokens=st.integers(1, 100), count=st.integers(2, 6), pieces=PIECES)
+@examples(20)
+def test_a_stack_of_experts_comes_to_what_each_of_them_does(
+    kind: str, dtype: torch.dtype, data: st.DataObject, tokens: int, count: int, pieces: tuple[int, int]
+) -> None:
+    module = make_experts(kind, count, hidden=16, inner=24, dtype=dtype)
+    call = make_call(
+        module, tokens, count, data.draw(st.integers(1, count)), 16, data.draw(st.sampled_from([0.0, 10.0]))
+    )
+    sizes = data.draw(st.lists(st.integers(1, tokens), max_size=3))
+    stacked = data.draw(st.lists(st.sampled_from(range(count)), min_size=2, unique=True))
+    with pieces_of(*pieces):
+        apart = run([call], workspace(call, 48), range(count)).clone()
+        space = workspace(call, 48, data.draw(st.sampled_from([0, 100])))
+        together = run(split(call, sizes), space, range(count), stacked)
+    accuracy = 1e-5 if dtype is torch.float32 else 0.02
+    torch.testing.assert_close(together, apart, rtol=accuracy, atol=accuracy)
+
+
+@given(rows=st.lists(st.sampled_from([0, 16, 32, 160]), min_size=1), most=st.sampled_from([16, 64, 128]))
+def test_runs_are_as_few_as_there_is_room_for(rows: list[int], most: int) -> None:
+    found = list(arithmetic.runs(rows, most))
+    assert [index for run in found for index in range(*run)] == list(range(len(rows)))
+    totals = [sum(rows[slice(*run)]) for run in found]
+    assert all(total <= most or end - begin == 1 for total, (begin, end) in zip(totals, found, strict=True))
+    assert all(sum(rows[former[0] : latter[0] + 1]) > most for former, latter in pairwise(found))
 
 
 @pytest.mark.parametrize("kind", KINDS)

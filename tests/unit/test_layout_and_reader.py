@@ -390,6 +390,30 @@ class TestBlockStore:
         }
         return layouts | {Block(0): lay_out(Block(0), spec_of((9,)), {"w": [Part("dense")]}, checkpoint)}
 
+    @pytest.mark.parametrize("width", [8, 6])
+    def test_experts_that_stay_are_stacked_where_a_kernel_can_load_their_rows(
+        self, tmp_path: Path, reader: Reader, width: int
+    ) -> None:
+        numbers = {expert: torch.full((4, width), float(expert)) for expert in range(self.EXPERTS)}
+        checkpoint = save(tmp_path, {f"e{expert}": each for expert, each in numbers.items()})
+        parts = {"w": [Part(f"e{expert}", expert) for expert in numbers]}
+        layouts = {
+            Block(layer, expert): lay_out(Block(layer, expert), spec_of((4, width)), parts, checkpoint)
+            for layer in range(3)
+            for expert in numbers
+        }
+        lane = ThreadLane("disk", Sink(), time.monotonic)
+        staying = [Block(1, 4), Block(0, 2), Block(1, 0), Block(1, 3)]
+        store = BlockStore(layouts, {SlotKind.EXPERT: 1}, staying, FromDisk(layouts, reader, lane))
+        store.load_residents()
+        lane.close()
+        assert not store.stacks(2)
+        assert not store.stacks(0), "one alone needs no stack"
+        for stack in store.stacks(1):
+            assert stack.experts == (0, 3, 4)
+            assert torch.equal(stack.views["w"], torch.stack([numbers[expert] for expert in stack.experts]))
+        assert len(store.stacks(1)) == (width == 8)
+
     def test_holds_what_was_planned_and_no_more(self, layouts: dict[Block, BlockLayout], reader: Reader) -> None:
         lane = ThreadLane("disk", Sink(), time.monotonic)
         store = BlockStore(

@@ -77,6 +77,7 @@ class Scenario:
     kv_slots: int = 0  # 0: keys and values are at hand
     looks_below: bool = False  # if they are not: of those that have read their prompts they stay where they are
     prediction: Prediction = Prediction.popularity
+    together: bool = False  # experts that stay are computed at once
     late: tuple[int, ...] = (0,)  # operations that the disk ends, or 0.1 ms that everyone takes, each time
 
     def prompt(self, batch: int) -> tuple[int, ...]:
@@ -173,6 +174,7 @@ def play(scenario: Scenario, disk: Lane, kv: Lane, clock: Clock, sink: Sink, pau
         caches or CachesAtHand(),
         scenario.few,
         scenario.scored,
+        together=scenario.together,
     )
     story.batches = [
         FakeBatch(index, steps, visit, scenario.prompt(index), looks_below=stay)
@@ -244,6 +246,19 @@ def check_all_are_here(scenario: Scenario, story: Story) -> None:
         if entry.what in ("gather", "combine"):
             entered = entry.layer if entry.what == "gather" else None
         assert not (entry.what == "bring" and entry.layer == entered and not entry.block.is_dense)
+
+
+def check_together(scenario: Scenario, story: Story) -> None:
+    """Where experts that stay are computed at once, nothing comes between them."""
+    if not scenario.together:
+        return
+    for sweep in story.sweeps():
+        for layer in range(len(scenario.experts)):
+            computed = [entry.block for entry in sweep if entry.what == "expert" and entry.layer == layer]
+            staying = [block for block in computed if block in scenario.residents]
+            if staying:
+                begin = computed.index(staying[0])
+                assert computed[begin : begin + len(staying)] == sorted(staying)
 
 
 def check_moved_once(scenario: Scenario, story: Story) -> None:
@@ -325,6 +340,7 @@ def check_group(scenario: Scenario, story: Story) -> None:
 def check_all(scenario: Scenario, story: Story) -> None:
     check_computed_once_and_in_order(scenario, story)
     check_all_are_here(scenario, story)
+    check_together(scenario, story)
     check_moved_once(scenario, story)
     check_group(scenario, story)
     for layer in story.prefetch:
@@ -395,6 +411,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         kv_slots=draw(st.integers(0, 4)),
         looks_below=draw(st.booleans()),
         prediction=draw(st.sampled_from(list(Prediction))),
+        together=draw(st.booleans()),
         late=tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))),
     )
     share = draw(st.sampled_from([0, 0, 0.3, 0.9]))
@@ -440,7 +457,7 @@ def test_the_same_run_takes_the_same_course(scenario: Scenario) -> None:
 @examples(80)
 def test_where_everything_stays_the_order_of_experts_is_the_policys(scenario: Scenario, order: Order) -> None:
     policy = replace(scenario.policy, on_demand=OnDemand.eager, order=order)
-    scenario = replace(scenario, policy=policy, residents=frozenset(scenario.blocks), kv_slots=0)
+    scenario = replace(scenario, policy=policy, residents=frozenset(scenario.blocks), kv_slots=0, together=False)
     story = play_late(scenario)
     check_all(scenario, story)
     assert not [entry for entry in story.log if entry.what == "bring"]
