@@ -16,7 +16,15 @@ from klotski.executors.outline import read_outline
 from klotski.executors.planning import describe
 from klotski.executors.task import Task, find_shape, is_dummy, make_sweeper, prepare
 from klotski.lanes import VirtualClock, VirtualComputeLane
-from klotski.pipeline import Caches, CachesAtHand, RoutingTable, create_predictor, run_group
+from klotski.pipeline import (
+    Ahead,
+    Caches,
+    CachesAtHand,
+    NothingAhead,
+    RoutingTable,
+    create_predictor,
+    run_group,
+)
 from klotski.planner import Costs, Rates, placement_order, show_plan
 from klotski.schema import RunConfig
 from klotski.simulation import (
@@ -104,7 +112,8 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     durations = Durations(costs, under_way, lambda: supply.is_reading, config.pipeline.products)
     compute = VirtualComputeLane(LaneName.COMPUTE, recorder, clock, durations, terms.rates.between, terms.rates.wake)
     on_host = plan.host_memory.get("weights", 0)
-    supply = Supply(facts, terms.rates, lasting, on_host, recorder, clock, lambda: compute.load)
+    places = plan.window_places
+    supply = Supply(facts, terms.rates, lasting, on_host, recorder, clock, lambda: compute.load, places)
     caches: Caches = CachesAtHand()
     if plan.kv_slots:
         caches = HostCaches(facts, terms.rates, plan.kv_slots, supply.wire, recorder, clock, under_way)
@@ -113,8 +122,11 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     table = RoutingTable(facts.expert_counts)
     task.history.recall(table)
     predictor = create_predictor(config.pipeline.predictor, table)
+    ahead: Ahead = supply.window if places else NothingAhead()
     together = terms.rates.link is not None and config.pipeline.products is Products.group
-    sweeper = make_sweeper(config, task, predictor, residency, compute, IdleWorker(), caches, together=together)
+    sweeper = make_sweeper(
+        config, task, predictor, residency, compute, IdleWorker(), caches, ahead=ahead, together=together
+    )
     with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
         totals.rates |= rates_by_lane(task)
         supply.load(plan.residents)

@@ -12,7 +12,7 @@ from klotski.executors.history import History
 from klotski.executors.outline import Outline
 from klotski.executors.planning import find_terms, is_described, plan_run
 from klotski.lanes import Lane
-from klotski.pipeline import Caches, Policy, Predictor, Sweeper, Worker
+from klotski.pipeline import Ahead, Caches, Policy, Predictor, Sweeper, Worker
 from klotski.planner import ModelFacts, Plan, Rates, Terms
 from klotski.schema import LoadFormat, RunConfig, is_elsewhere
 from klotski.telemetry import RunLog
@@ -107,6 +107,7 @@ def make_sweeper(
     worker: Worker,
     caches: Caches,
     *,
+    ahead: Ahead,
     together: bool,
 ) -> Sweeper:
     """The sweep over this model with the config's strategy. `together`: see `Sweeper`."""
@@ -114,4 +115,6 @@ def make_sweeper(
     policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
     experts = task.facts.expert_counts
     few, scored = plan.sequences, plan.scored_batches
-    return Sweeper(experts, policy, predictor, residency, compute, worker, caches, few, scored, together=together)
+    return Sweeper(
+        experts, policy, predictor, residency, compute, worker, caches, few, scored, ahead=ahead, together=together
+    )

@@ -31,11 +31,18 @@ from klotski.model import (
     keep_routers,
     make_cache,
 )
-from klotski.pipeline import Caches, CachesAtHand, RoutingTable, create_predictor, run_group
+from klotski.pipeline import (
+    Ahead,
+    Caches,
+    CachesAtHand,
+    NothingAhead,
+    RoutingTable,
+    create_predictor,
+    run_group,
+)
 from klotski.planner import (
     CROWDED,
     NOMINAL,
-    WINDOW,
     Calibration,
     Plan,
     find_gpus,
@@ -133,7 +140,7 @@ def carry_out(
         lanes.append(disk)
         compute = lane(LaneName.COMPUTE)
         workspace = make_workspace(model, plan, device)
-        carrier, host = make_carrier(model, task, device, source, disk, lane)
+        carrier, host, ahead = make_carrier(model, task, device, source, disk, lane)
         cores = None
         if plan.attends_below:
             cores = ThreadLane(LaneName.CORES, recorder, log.clock)
@@ -152,7 +159,9 @@ def carry_out(
             predictor = RecordingPredictor(predictor, log.routing)
         worker = TorchWorker(model.shell, store, workspace)
         together = device.multiplies_together(model.shell.dtype)
-        sweeper = make_sweeper(config, task, predictor, store.residency, compute, worker, caches, together=together)
+        sweeper = make_sweeper(
+            config, task, predictor, store.residency, compute, worker, caches, ahead=ahead, together=together
+        )
         account.sweeping(sweeper.prefetch)
         stack.enter_context(recorder.telling(lambda: account.look(log.clock(), lanes, sweeper.waiting)))
         foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None
@@ -171,11 +180,11 @@ def carry_out(
 
 def make_carrier(
     model: OpenModel, task: Task, device: Device, source: Source, disk: Lane, lane: Callable[[LaneName], Lane]
-) -> tuple[Carrier, int]:
-    """The way of blocks to the device, and the bytes of CPU memory below it that were taken for them."""
+) -> tuple[Carrier, int, Ahead]:
+    """The way of blocks to the device, the bytes of CPU memory below it that were taken for them, what reads ahead."""
     plan = task.plan
     if not device.has_host_tier:
-        return FromDisk(model.layouts, source, disk), 0
+        return FromDisk(model.layouts, source, disk), 0, NothingAhead()
     staying = set(plan.residents)
     lasting = [block for block in placement_order(task.facts, task.terms.wishes) if block not in staying]
     on_host = first_blocks(task.facts, lasting, plan.host_memory["weights"])
@@ -183,7 +192,7 @@ def make_carrier(
         carrier = ThroughHost(
             model.layouts,
             on_host,
-            WINDOW if len(on_host) < len(lasting) else 1,
+            plan.window_places or 1,  # what stays on the device comes through it, too
             source,
             disk,
             lane(LaneName.LINK),
@@ -191,7 +200,7 @@ def make_carrier(
             device.copy,
         )
     carrier.load()
-    return carrier, carrier.nbytes
+    return carrier, carrier.nbytes, carrier.window if plan.window_places else NothingAhead()
 
 
 def make_caches(plan: Plan, device: Device, lane: Callable[[LaneName], Lane], cores: Lane | None) -> Caches:

@@ -1,6 +1,6 @@
 """The sweep, the policy behind it, and the group of batches that it drives."""
 
-from klotski.pipeline.contracts import Batch, Caches, CachesAtHand, Worker
+from klotski.pipeline.contracts import Ahead, Batch, Caches, CachesAtHand, NothingAhead, Worker
 from klotski.pipeline.group import run_group
 from klotski.pipeline.policy import Policy
 from klotski.pipeline.predictors import Predictor, create_predictor
@@ -8,9 +8,11 @@ from klotski.pipeline.routing_table import RoutingTable
 from klotski.pipeline.sweep import Sweeper
 
 __all__ = [
+    "Ahead",
     "Batch",
     "Caches",
     "CachesAtHand",
+    "NothingAhead",
     "Policy",
     "Predictor",
     "RoutingTable",

@@ -1,12 +1,12 @@
-"""Who a sweep deals with: batches, the worker on the compute lane, and where keys and values are."""
+"""Who a sweep deals with: batches, the worker on the compute lane, where keys and values are, what is read ahead."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from klotski.core import Routing
+from klotski.core import Block, Routing
 from klotski.lanes import Event
 
-__all__ = ["Batch", "Caches", "CachesAtHand", "Worker"]
+__all__ = ["Ahead", "Batch", "Caches", "CachesAtHand", "NothingAhead", "Worker"]
 
 
 class Batch(Protocol):
@@ -137,6 +137,44 @@ class CachesAtHand:
     def attend(self, batch: Batch, layer: int, question: Event) -> Event:
         """Never called: what is at hand is looked at on the way."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Ahead(Protocol):
+    """Memory between the disk and a device, into which blocks are read before the device has a slot for them."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more could be read early than is expected so far."""
+
+    def expect(self, blocks: Iterable[Block], *, is_urgent: bool = False) -> None:
+        """These will be sent for, in this order: after all that was expected before, or before it."""
+
+    def read_on(self) -> None:
+        """Begin to read what is expected, as far as there is room and the disk has nothing else to do."""
+
+    def forget(self, layer: int) -> None:
+        """What was expected of a layer, and has not been sent for, will not be."""
+
+    def close(self) -> None:
+        """Nothing is expected any more; returns when nothing is being read."""
+
+
+class NothingAhead:
+    """Blocks are read to where they are used, and never early."""
+
+    has_room = False
+
+    def expect(self, blocks: Iterable[Block], *, is_urgent: bool = False) -> None:
+        """Nothing."""
+
+    def read_on(self) -> None:
+        """Nothing."""
+
+    def forget(self, layer: int) -> None:
+        """Nothing."""
 
     def close(self) -> None:
         """Nothing."""

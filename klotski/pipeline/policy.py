@@ -40,6 +40,20 @@ class Policy:
             case Prefetch.hot:
                 return hottest(range(len(scores)), scores)[: self.hot]
 
+    def likely(self, scores: Sequence[float], choices: float) -> list[int]:
+        """Experts that will more likely than not be used by so many choices of tokens, hottest first.
+
+        Whatever a strategy brings ahead, it may bring all of these nearer; where it brings nothing, there are none.
+        """
+        if self.on_demand is OnDemand.lazy or self.prefetch is Prefetch.none:
+            return []
+        if self.prefetch.is_whole:
+            return list(range(len(scores)))
+        total = sum(scores)
+        least = total * (1 - 0.5 ** (1 / max(1.0, choices)))
+        likely = [expert for expert, score in enumerate(scores) if total * score >= total * least]
+        return hottest(likely, scores)
+
     def demand(self, counts: Sequence[int]) -> list[int]:
         """Experts that one batch's routing asks for, in the order in which to send for them."""
         used = [expert for expert, count in enumerate(counts) if count]

@@ -6,7 +6,8 @@ one, the head scores the next tokens of several batches at once.
 
 What is sent for first: experts that routers have asked for, then dense parts, then guesses at hot experts.
 Each waits in a queue until a slot is free. Once all experts of a layer are on their way, the next
-layer's dense part and guesses follow.
+layer's dense part and guesses follow. Where memory lies between disk and device, what the next layers will
+probably use is read there meanwhile.
 
 Written once, against lanes and residency: on thread lanes it runs a model, on virtual lanes it is
 the simulator.
@@ -18,7 +19,7 @@ from functools import partial
 
 from klotski.core import Block, Compute, OnDemand, Operation, Order, PrefetchCount, Routing
 from klotski.lanes import Event, Lane
-from klotski.pipeline.contracts import Batch, Caches, Worker
+from klotski.pipeline.contracts import Ahead, Batch, Caches, NothingAhead, Worker
 from klotski.pipeline.policy import Policy, hottest
 from klotski.pipeline.predictors import Predictor
 from klotski.weights.residency import Residency
@@ -47,12 +48,17 @@ class Sweeper:
         scored: int = 1,
         *,
         together: bool = False,
+        ahead: Ahead | None = None,
     ) -> None:
         self._experts = experts
         self._blocks = [[Block(layer, expert) for expert in range(count)] for layer, count in enumerate(experts)]
         self._few = few
         self._scored = scored
         self._together = together
+        self._ahead = ahead or NothingAhead()
+        self._entered = -1  # the layer that is being computed, counted through all sweeps
+        self._expected = -1  # likewise, the last one whose blocks are expected
+        self._choices = 1.0  # of experts, that the group's tokens make in a layer
         self._policy = policy
         self._predictor = predictor
         self._residency = residency
@@ -93,12 +99,15 @@ class Sweeper:
             waiting.clear()
         for block in self._residency.held():
             self._residency.release(block)
+        self._ahead.close()
+        self._expected = self._entered
         self._residency.clear()
         self._residency.wait_for_free_slots()
         self._residency.check_integrity()
 
     def _layer(self, layer: int, group: Sequence[Batch]) -> None:
         dense = Block(layer)
+        self._entered += 1
         self._predictor.foresee(layer, [batch.outlook for batch in group])
         named = self._bring_ahead(layer, is_entered=True)
         self._need(dense)
@@ -106,10 +115,12 @@ class Sweeper:
             self._bring_ahead((layer + 1) % len(self._experts))
         uses, counts = self._attention(layer, group)
         if counts is not None:
+            self._choices = float(sum(counts))
             self._settle_guesses(layer, counts)
             self._judge(layer, named, counts)
             self._compute_experts(layer, group, counts)
             uses = [self._finish(layer, batch) for batch in group]
+        self._ahead.forget(layer)
         self._residency.release(dense, uses[-1])
         self._pump()
 
@@ -179,6 +190,7 @@ class Sweeper:
             elif block not in self._demanded:
                 self._demanded[block] = None
                 self._guesses.pop(block, None)
+        self._ahead.expect(self._demanded, is_urgent=True)
         self._pump()
 
     def _settle_guesses(self, layer: int, counts: Sequence[int]) -> None:
@@ -306,3 +318,16 @@ class Sweeper:
                 if queue is self._guesses:
                     self._guessed.add(block)
                     self.prefetch[block.layer].requested += 1
+        self._expect()
+        self._ahead.read_on()
+
+    def _expect(self) -> None:
+        """Say what layers after this one will probably use, as far as there is room for it before the device."""
+        layers = len(self._experts)
+        self._expected = max(self._expected, self._entered)
+        while self._ahead.has_room and self._expected < self._entered + layers - 1:
+            self._expected += 1
+            layer = self._expected % layers
+            likely = self._policy.likely(self._predictor.scores(layer), self._choices)
+            blocks = (Block(layer), *(self._blocks[layer][expert] for expert in likely))
+            self._ahead.expect(block for block in blocks if not self._residency.is_known(block))

@@ -6,7 +6,6 @@ from klotski.planner.demand import Demand
 from klotski.planner.explain import explain
 from klotski.planner.facts import ModelFacts
 from klotski.planner.hardware import find_gpus, free_memory, peak_memory, process_memory, runtime_memory
-from klotski.planner.memory import WINDOW
 from klotski.planner.placement import first_blocks, placement_order
 from klotski.planner.plan import Plan, make_plan
 from klotski.planner.rates import NOMINAL, Rates
@@ -16,7 +15,6 @@ from klotski.planner.terms import Budget, Terms, Wishes
 __all__ = [
     "CROWDED",
     "NOMINAL",
-    "WINDOW",
     "Budget",
     "Calibration",
     "Costs",

@@ -75,7 +75,8 @@ class Costs:
 
     `below`: bytes of weights that lie below the device tier in CPU memory, where that is a tier of its own. `kv_moves`:
     keys and values lie there, too, and come to the device and go back in each layer; `attends_below`: of sequences that
-    have read their prompts they stay, and the cores look at them.
+    have read their prompts they stay, and the cores look at them. `window`: blocks that the disk may be ahead of the
+    device by.
     """
 
     facts: ModelFacts
@@ -85,6 +86,7 @@ class Costs:
     below: int = 0
     kv_moves: bool = False
     attends_below: bool = False
+    window: int = 0
 
     @property
     def overlaps(self) -> bool:
@@ -195,6 +197,8 @@ class Costs:
         else:
             arrival = self.arrival(using)
             ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / arrival
+            if self.rates.link is not None and arrival < self.rates.link:  # the disk reads on into CPU memory
+                ahead += self.window * self.facts.mean_expert / self.rates.disk
             layers = self.facts.num_layers
             layer = (attention + cache) / layers
             idle = (layers - 1) * max(0.0, layer - ahead) + max(0.0, layer + head - ahead)

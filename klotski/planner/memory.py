@@ -21,11 +21,13 @@ __all__ = [
     "scored_batches",
     "too_small",
     "window_bytes",
+    "window_places",
 ]
 
 DENSE_SLOTS = 2
 KV_SLOTS = 3  # where keys and values move: one is used, one comes, and one goes back
-WINDOW = 16  # blocks of CPU memory that what comes from disk goes through on its way into a GPU
+WINDOW = 16  # blocks of CPU memory that what comes from disk goes through on its way into a GPU, at least
+WINDOW_SHARE = 8  # parts of CPU memory, one of which it may take to hold as much as a whole layer
 PAGE = 4096  # bytes
 SCORED = 128  # sequences whose next tokens are scored at once: more give the head's product no speed
 HEAP = 1.4  # bytes of the heap for each byte in use
@@ -78,9 +80,15 @@ def host_cache(terms: Terms, choice: Candidate) -> int:
     return terms.demand.group(choice.n_batches, choice.batch_size).context_tokens * terms.facts.kv_bytes
 
 
-def window_bytes(facts: ModelFacts) -> int:
-    """Bytes of CPU memory that blocks from disk go through."""
-    return WINDOW * max(facts.largest_expert, facts.largest_dense)
+def window_places(facts: ModelFacts, host: int) -> int:
+    """Blocks of CPU memory, of so many bytes, that blocks from disk go through: a layer's, if that is not too much."""
+    afforded = host // WINDOW_SHARE // max(facts.largest_expert, facts.largest_dense)
+    return max(WINDOW, min(max(facts.expert_counts) + 1, afforded))
+
+
+def window_bytes(facts: ModelFacts, host: int) -> int:
+    """Bytes that these take."""
+    return window_places(facts, host) * max(facts.largest_expert, facts.largest_dense)
 
 
 def activation_bytes(facts: ModelFacts, group: Group, tokens: int, turn: int) -> int:

@@ -20,6 +20,7 @@ from klotski.planner.memory import (
     needed,
     scored_batches,
     window_bytes,
+    window_places,
 )
 from klotski.planner.placement import choose_residents, placement_order, placement_reason
 from klotski.planner.rates import Rates
@@ -48,6 +49,7 @@ class Plan:
     expert_slots: int
     cached_slots: int  # of these, a cache: what experts stream through apart
     lent_slots: int  # for experts as well, in the workspace, while no prompts are read
+    window_places: int  # for blocks that go through CPU memory from disk to a GPU; 0: none do
     kv_slots: int  # for what a batch keeps of one layer; 0: all keys and values are on the device
     attends_below: bool  # those in CPU memory stay there once prompts have been read, and the cores look at them
     hot_experts: int
@@ -96,6 +98,7 @@ def make_plan(terms: Terms) -> Plan:
     facts, wishes = terms.facts, terms.wishes
     memory = needed(terms, best)
     stay = residents(terms, best, terms.budget.nbytes - sum(memory.values()))
+    below = host_memory(terms, best, frozenset(stay))
     memory["residents"] = sum(facts.block_bytes[block] for block in stay)
     cached = cached_slots(terms, best, terms.budget.nbytes - sum(memory.values()))
     memory["expert_slots"] += cached * facts.largest_expert
@@ -109,11 +112,12 @@ def make_plan(terms: Terms) -> Plan:
         budget_reason=terms.budget.reason,
         memory=memory,
         host_budget=terms.budget.host,
-        host_memory=host_memory(terms, best, frozenset(stay)),
+        host_memory=below,
         dense_slots=DENSE_SLOTS,
         expert_slots=best.expert_slots + cached,
         cached_slots=cached,
         lent_slots=lent_slots(facts, best.prefill_tokens),
+        window_places=window_places(facts, terms.budget.host) if below.get("window") else 0,
         kv_slots=best.kv_slots,
         attends_below=best.attends_below,
         hot_experts=min(wishes.hot_experts or max(facts.top_k, ahead), max(facts.expert_counts)),
@@ -146,7 +150,7 @@ def host_memory(terms: Terms, choice: Candidate, stay: Collection[Block]) -> dic
     cache = host_cache(terms, choice)
     below = sum(size for block, size in terms.facts.block_bytes.items() if block not in stay)
     room = terms.budget.host - cache
-    window = 0 if below <= room else window_bytes(terms.facts)
+    window = 0 if below <= room else window_bytes(terms.facts, terms.budget.host)
     return {"weights": max(0, min(below, room - window)), "window": window, "kv_cache": cache}
 
 

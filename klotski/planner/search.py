@@ -12,7 +12,16 @@ from itertools import product
 from typing import NamedTuple
 
 from klotski.planner.costs import BUSY_SLOTS, Costs, Forecast, Pace
-from klotski.planner.memory import KV_SLOTS, Candidate, host_cache, lent_slots, needed, too_small, window_bytes
+from klotski.planner.memory import (
+    KV_SLOTS,
+    Candidate,
+    host_cache,
+    lent_slots,
+    needed,
+    too_small,
+    window_bytes,
+    window_places,
+)
 from klotski.planner.streaming import Streaming, Using
 from klotski.planner.terms import Terms
 
@@ -42,7 +51,8 @@ class Appraiser:
         """`sizes`: of batches to choose from."""
         self.terms = terms
         self._sizes = sizes
-        self._costs = Costs(terms.facts, terms.demand, terms.rates, terms.wishes, terms.budget.host)
+        window = window_places(terms.facts, terms.budget.host)
+        self._costs = Costs(terms.facts, terms.demand, terms.rates, terms.wishes, terms.budget.host, window=window)
         # By the bytes of keys and values below, and whether attention goes there.
         self._moving: dict[tuple[int, bool], Costs] = {}
         self.room = terms.budget.nbytes - (terms.facts.weight_bytes if terms.wishes.all_stay else 0)
@@ -129,7 +139,10 @@ def candidates(terms: Terms, slots: Sequence[int], sizes: Sequence[int] = SIZES)
             continue  # the last batch would be empty
         for tokens, count, places in product(prefills(terms, n, size), slots, kv_places(terms)):
             choice = Candidate(n, size, tokens, count, *places)
-            if host_cache(terms, choice) + bool(choice.kv_slots) * window_bytes(terms.facts) <= terms.budget.host:
+            if (
+                host_cache(terms, choice) + bool(choice.kv_slots) * window_bytes(terms.facts, terms.budget.host)
+                <= terms.budget.host
+            ):
                 yield choice
 
 

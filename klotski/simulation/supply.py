@@ -6,7 +6,6 @@ from klotski.core import Block, LaneName, Operation
 from klotski.lanes import Event, SpanSink, VirtualClock, VirtualLane, VirtualWire
 from klotski.planner import ModelFacts, Rates, first_blocks
 from klotski.planner.costs import CROWDED
-from klotski.planner.memory import WINDOW
 from klotski.weights.residency import SlotKind
 from klotski.weights.window import Window
 
@@ -18,7 +17,7 @@ class Supply:
 
     Without a link (`rates.link`) blocks come from disk, the more slowly the more the cores are at work (`load`, a
     share of their time). With one, those that `host` bytes hold, in `order`, come from CPU memory; the others are read
-    into a window of CPU memory first, while the cores have nothing else to do.
+    into a window of so many `places` of CPU memory first, before they are sent for if they are expected.
     """
 
     def __init__(
@@ -30,6 +29,7 @@ class Supply:
         sink: SpanSink,
         clock: VirtualClock,
         load: Callable[[], float] = lambda: 0.0,
+        places: int = 1,
     ) -> None:
         self._rates = rates
         self._operations = {
@@ -47,7 +47,9 @@ class Supply:
                 LaneName.LINK, sink, clock, lambda operation: operation.nbytes / speed, 0.0, self.wire
             )
             self._on_host = set(first_blocks(facts, order, host))
-            self._window = Window(WINDOW, self._disk, self._link)
+            self.window = Window(
+                places, self._disk, self._link, self._is_on_disk, self._operations.__getitem__, nothing
+            )
 
     @property
     def is_reading(self) -> bool:
@@ -77,8 +79,11 @@ class Supply:
             return self._disk.submit(operation, nothing, tuple(after))
         if block in self._on_host:
             return self._link.submit(operation, nothing, tuple(after))
-        return self._window.carry(operation, nothing, nothing, after)
+        return self.window.carry(block, nothing, after)
+
+    def _is_on_disk(self, block: Block) -> bool:
+        return block not in self._on_host
 
 
-def nothing(*_: int) -> None:
+def nothing(*_: object) -> None:
     """What a transfer in virtual time does."""

@@ -66,7 +66,7 @@ class FromDisk:
 class ThroughHost:
     """Blocks come from CPU memory, where `on_host` stay and the others pass through a window.
 
-    `allocate`: memory of the host that the device can copy from. All of it is taken here, once.
+    `allocate`: memory of the host that the device can copy from. All of it is taken here, once. `window`: reads ahead.
     `copy`: fills memory of the device with that of the host, in the order of the lane that it is called on.
     """
 
@@ -90,7 +90,7 @@ class ThroughHost:
         self._host = dict(zip(on_host, torch.split(allocate(sum(sizes)), sizes), strict=True))
         largest = max(layout.slot_bytes for layout in layouts.values())
         self._places = allocate(places * largest).view(places, largest)
-        self._window = Window(places, disk, link)
+        self.window = Window(places, disk, link, self._is_on_disk, self._operation, self._read)
 
     @property
     def nbytes(self) -> int:
@@ -110,15 +110,9 @@ class ThroughHost:
     def carry(self, block: Block, memory: torch.Tensor, after: Collection[Event]) -> Event:
         """Copy a block; see `Carrier`."""
         layout = self._layouts[block]
-        operation = moved(block, layout.slot_bytes)
         if (here := self._host.get(block)) is not None:
-            return self._link.submit(operation, lambda: self._fill(memory, here, layout), tuple(after))
-        return self._window.carry(
-            operation,
-            lambda place: self._source.start(layout, self._places[place]),
-            lambda place: self._fill(memory, self._places[place], layout),
-            after,
-        )
+            return self._link.submit(self._operation(block), lambda: self._fill(memory, here, layout), tuple(after))
+        return self.window.carry(block, lambda place: self._fill(memory, self._places[place], layout), after)
 
     def start(self, block: Block, memory: torch.Tensor) -> Pending:
         """Fill memory past the lanes."""
@@ -129,6 +123,15 @@ class ThroughHost:
             self._source.read(layout, here)
         self._fill(memory, here, layout)
         return Filled()
+
+    def _is_on_disk(self, block: Block) -> bool:
+        return block not in self._host
+
+    def _operation(self, block: Block) -> Operation:
+        return moved(block, self._layouts[block].slot_bytes)
+
+    def _read(self, block: Block, place: int) -> Pending:
+        return self._source.start(self._layouts[block], self._places[place])
 
     def _fill(self, memory: torch.Tensor, here: torch.Tensor, layout: BlockLayout) -> None:
         self._copy(memory[: layout.slot_bytes], here[: layout.slot_bytes])

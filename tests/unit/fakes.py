@@ -11,6 +11,7 @@ from klotski.core import DENSE, Block, Operation, Residents, Routing, Span
 from klotski.lanes import Clock, Event, Lane, SpanSink
 from klotski.pipeline import Batch
 from klotski.weights.residency import Bring, Residency, SlotKind
+from klotski.weights.window import Window
 
 __all__ = [
     "BEHIND",
@@ -91,8 +92,12 @@ class LateLane(Lane):
             return
         self._working = True
         for _ in range(min(count, len(self._queue))):
-            operation, run, after, event = self._queue.popleft()
-            assert all(earlier.is_done() for earlier in after), "nobody would ever end this wait"
+            operation, run, after, event = self._queue[0]
+            if any(isinstance(earlier, _LateEvent) and earlier.is_under_way() for earlier in after):
+                break
+            for earlier in after:
+                earlier.wait()
+            self._queue.popleft()
             self._run(operation, run)
             event.done = True
         self._working = False
@@ -102,6 +107,10 @@ class _LateEvent(FakeEvent):
     def __init__(self, lane: LateLane) -> None:
         super().__init__()
         self._lane = lane
+
+    def is_under_way(self) -> bool:
+        """Whether waiting for it would be waiting for oneself."""
+        return not self.done and self._lane._working
 
     def wait(self) -> None:
         while not self.done:
@@ -196,7 +205,8 @@ class FakeBatch:
 class FakeStore:
     """Slots that hold the name of a block and the number of its arrival, and notice misuse.
 
-    `pause` is called in the middle of every use, so that others may do harm meanwhile.
+    `pause` is called in the middle of every use, so that others may do harm meanwhile. With a `link`, blocks come
+    through a window of so many `places`.
     """
 
     def __init__(
@@ -208,7 +218,14 @@ class FakeStore:
         pause: Callable[[], None] = lambda: None,
         lent: int = 0,
         cache: Residents = Residents.none,
+        link: Lane | None = None,
+        places: int = 0,
     ) -> None:
+        self._places: list[Block | None] = [None] * places
+        self.window: Window | None = None
+        if link is not None:
+            passes = set(residents).isdisjoint
+            self.window = Window(places, disk, link, lambda block: passes({block}), self._operation, self._read)
         self.memory: dict[SlotKind, list[tuple[Block, int] | None]] = {
             kind: [None] * (count + lent * (kind is SlotKind.EXPERT)) for kind, count in slots.items()
         }
@@ -245,7 +262,23 @@ class FakeStore:
             )
             self.memory[kind][slot] = (block, ticket)
 
-        return self._disk.submit(Operation(kind, block.layer, block.expert, nbytes=1), write, tuple(after))
+        if self.window is None:
+            return self._disk.submit(self._operation(block), write, tuple(after))
+
+        def lift(place: int) -> None:
+            assert self._places[place] == block, f"{self._places[place]} was read where {block} should be"
+            write()
+            assert self._places[place] == block, f"{self._places[place]} was read over {block}"
+
+        return self.window.carry(block, lift, after)
+
+    def _read(self, block: Block, place: int) -> None:
+        self._places[place] = None
+        self._pause()
+        self._places[place] = block
+
+    def _operation(self, block: Block) -> Operation:
+        return Operation(SlotKind.of(block), block.layer, block.expert, nbytes=1)
 
     def need_lent(self, *, is_needed: bool) -> None:
         """The owner of the lent slots' memory writes to it, until it says otherwise."""

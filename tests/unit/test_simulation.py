@@ -13,7 +13,6 @@ from klotski.errors import WorkloadError
 from klotski.lanes import Event, VirtualClock, VirtualLane
 from klotski.pipeline import RoutingTable
 from klotski.planner import Rates
-from klotski.planner.memory import WINDOW
 from klotski.simulation import DrawnRouters, HostCaches, RecordedRouters, Supply, SyntheticBatch
 from klotski.simulation.routers import Chances
 from tests.unit.fakes import Sink, examples
@@ -261,8 +260,8 @@ class TestSupply:
 
     def test_no_more_is_read_ahead_than_there_is_room_for(self) -> None:
         sink, clock = Sink(), VirtualClock()
-        supply = Supply(model(), self.RATES._replace(disk=1e6, link=1.0), [], 0, sink, clock)
-        for _ in range(WINDOW + 1):
+        supply = Supply(model(), self.RATES._replace(disk=1e6, link=1.0), [], 0, sink, clock, places=4)
+        for _ in range(4 + 1):
             supply.bring(Block(0, 1), 0, ())
         supply.settle()
         reads = [span for span in sink.spans if span.lane == LaneName.DISK]

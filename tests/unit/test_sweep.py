@@ -78,6 +78,7 @@ class Scenario:
     looks_below: bool = False  # if they are not: of those that have read their prompts they stay where they are
     prediction: Prediction = Prediction.popularity
     together: bool = False  # experts that stay are computed at once
+    places: int = 0  # of a window between disk and device; 0: there is none
     late: tuple[int, ...] = (0,)  # operations that the disk ends, or 0.1 ms that everyone takes, each time
 
     def prompt(self, batch: int) -> tuple[int, ...]:
@@ -144,10 +145,14 @@ def popularity(experts: tuple[int, ...]) -> Predictor:
     return create_predictor(Prediction.popularity, RoutingTable(experts))
 
 
-def play(scenario: Scenario, disk: Lane, kv: Lane, clock: Clock, sink: Sink, pause: Callable[[], None]) -> Story:
+def play(
+    scenario: Scenario, disk: Lane, link: Lane, kv: Lane, clock: Clock, sink: Sink, pause: Callable[[], None]
+) -> Story:
     story = Story(sink=sink)
+    way = link if scenario.places else None
     slots = {SlotKind.DENSE: scenario.dense_slots, SlotKind.EXPERT: scenario.expert_slots}
-    store = FakeStore(slots, scenario.residents, disk, story.log, pause, scenario.lent_slots, scenario.cache)
+    lent, cache = scenario.lent_slots, scenario.cache
+    store = FakeStore(slots, scenario.residents, disk, story.log, pause, lent, cache, way, scenario.places)
 
     stay = scenario.looks_below and scenario.kv_slots > 0
     caches = FakeCaches(scenario.kv_slots, kv, stay=stay) if scenario.kv_slots else None
@@ -175,6 +180,7 @@ def play(scenario: Scenario, disk: Lane, kv: Lane, clock: Clock, sink: Sink, pau
         scenario.few,
         scenario.scored,
         together=scenario.together,
+        ahead=store.window,
     )
     story.batches = [
         FakeBatch(index, steps, visit, scenario.prompt(index), looks_below=stay)
@@ -184,31 +190,32 @@ def play(scenario: Scenario, disk: Lane, kv: Lane, clock: Clock, sink: Sink, pau
     if caches is not None:
         caches.close()
     story.prefetch, story.held = sweeper.prefetch, store.residency.held()
-    story.under_way = sum(entry.what == "bring" for entry in story.log) - sum(
-        span.lane == "disk" for span in sink.spans
-    )
+    last = "link" if scenario.places else "disk"
+    arrived = sum(span.lane == last for span in sink.spans)
+    story.under_way = sum(entry.what == "bring" for entry in story.log) - arrived
     return story
 
 
 def play_late(scenario: Scenario) -> Story:
     """On a disk that ends the next few operations during each use of a block, and else when waited for."""
     sink, clock = Sink(), ticks()
-    disk, kv = LateLane("disk", sink, clock), LateLane("kv", sink, clock)
+    disk, link, kv = (LateLane(name, sink, clock) for name in ("disk", "link", "kv"))
     late = cycle(scenario.late)
 
     def pause() -> None:
         disk.advance(next(late))
+        link.advance(next(late))
         kv.advance(next(late))
 
-    return play(scenario, disk, kv, clock, sink, pause)
+    return play(scenario, disk, link, kv, clock, sink, pause)
 
 
 def play_threaded(scenario: Scenario) -> Story:
     sink = Sink()
-    disk, kv = ThreadLane("disk", sink, time.monotonic), ThreadLane("kv", sink, time.monotonic)
+    disk, link, kv = (ThreadLane(name, sink, time.monotonic) for name in ("disk", "link", "kv"))
     late = cycle(scenario.late)
-    with closing(disk), closing(kv):
-        return play(scenario, disk, kv, time.monotonic, sink, lambda: time.sleep(next(late) / 10_000))
+    with closing(disk), closing(link), closing(kv):
+        return play(scenario, disk, link, kv, time.monotonic, sink, lambda: time.sleep(next(late) / 10_000))
 
 
 # What must hold, read off the story.
@@ -412,6 +419,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         looks_below=draw(st.booleans()),
         prediction=draw(st.sampled_from(list(Prediction))),
         together=draw(st.booleans()),
+        places=draw(st.sampled_from([0, 0, 1, 2, 5, 9])),
         late=tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))),
     )
     share = draw(st.sampled_from([0, 0, 0.3, 0.9]))
