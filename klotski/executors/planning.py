@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 
 from klotski.assets import BUNDLED
 from klotski.core import Attention, KvCache, Request
@@ -65,8 +64,7 @@ def plan_run(terms: Terms) -> Plan:
     Raises:
         BudgetError: none fits into the budget.
     """
-    plan = make_plan(terms)
-    return replace(plan, explanation=explain(plan, terms))
+    return explain(make_plan(terms), terms)
 
 
 def grant(config: RunConfig, of_gpu: tuple[int, str] | None = None) -> Budget:

@@ -1,7 +1,10 @@
 """Why this plan, and what would have to grow for a faster one: a paragraph for whoever has never seen the code."""
 
+from dataclasses import replace
+
 from klotski.core import OnDemand
 from klotski.planner.plan import Plan
+from klotski.planner.rates import Rates
 from klotski.planner.search import ROUGH_SIZES, Appraiser
 from klotski.planner.terms import Terms
 from klotski.units import format_flops, format_seconds, format_size
@@ -9,13 +12,25 @@ from klotski.units import format_flops, format_seconds, format_size
 __all__ = ["explain"]
 
 MORE = 1_000_000_000  # bytes of memory on top; a quarter of the budget, where that is more
-WORTH = 1.02  # less of a gain is within what a prediction is off by
+NEARLY = 0.9  # of CPU memory: with more, more sequences might share an arrival
 
 
-def explain(plan: Plan, terms: Terms) -> str:
-    """The paragraph. Plans again, roughly, with more memory, twice the disk and twice the arithmetic."""
-    about = pace(plan), sharing(plan), holding(plan, terms), layers(plan, terms)
-    return " ".join(sentence for sentence in (*about, growing(plan, terms), rates(plan)) if sentence)
+def explain(plan: Plan, terms: Terms) -> Plan:
+    """The plan with what more of each resource would bring, and with the paragraph."""
+    plan = replace(plan, growth=with_more(plan, terms))
+    about = pace(plan), sharing(plan), holding(plan, terms), layers(plan, terms), growing(plan), rates(plan)
+    return replace(plan, explanation=" ".join(sentence for sentence in about if sentence))
+
+
+def with_more(plan: Plan, terms: Terms) -> dict[str, float]:
+    """Seconds of the run with more of each resource. Plans again, roughly, for each."""
+    more = max(MORE, terms.budget.nbytes // 4 // MORE * MORE)
+    cases = {
+        f"{format_size(more)} more memory": terms._replace(budget=terms.budget._replace(nbytes=plan.budget + more)),
+        **faster_ways(plan, terms),
+        "arithmetic twice as fast": terms._replace(rates=faster_arithmetic(terms.rates)),
+    }
+    return {name: at_best(case, plan.batch_size) for name, case in cases.items()}
 
 
 def pace(plan: Plan) -> str:
@@ -79,36 +94,36 @@ def layers(plan: Plan, terms: Terms) -> str:
     return f"While all batches decode, {times}: it waits for blocks, and more sequences would share the wait."
 
 
-def growing(plan: Plan, terms: Terms) -> str:
+def growing(plan: Plan) -> str:
     """What would bring most, and how much."""
-    more = max(MORE, terms.budget.nbytes // 4 // MORE * MORE)
-    known = terms.rates
-    cases = {
-        f"{format_size(more)} more memory": terms._replace(budget=terms.budget._replace(nbytes=plan.budget + more)),
-        **faster_ways(terms),
-        "arithmetic twice as fast": terms._replace(rates=known._replace(compute=2 * known.compute)),
-    }
-    seconds = {name: at_best(case, plan.batch_size) for name, case in cases.items()}
-    least = min(seconds, key=seconds.__getitem__)
-    if plan.forecast.seconds < WORTH * seconds[least]:
-        return f"Neither {', nor '.join(seconds)} is predicted to make a difference."
-    each = ", ".join(f"{format_seconds(time)} with {name}" for name, time in seconds.items())
-    gain = plan.forecast.seconds / seconds[least] - 1
+    best = plan.next_resource
+    if best is None:
+        return f"Neither {', nor '.join(plan.growth)} is predicted to make a difference."
+    each = ", ".join(f"{format_seconds(seconds)} with {name}" for name, seconds in plan.growth.items())
+    gain = plan.forecast.seconds / plan.growth[best] - 1
     return (
         f"The whole run is predicted to take {format_seconds(plan.forecast.seconds)} "
-        f"({plan.predicted_rate:.3g} output tokens a second), and {each}: {least} would bring most, "
+        f"({plan.predicted_rate:.3g} output tokens a second), and {each}: {best} would bring most, "
         f"{gain:.0%} more tokens a second."
     )
 
 
-def faster_ways(terms: Terms) -> dict[str, Terms]:
-    """The same with each way that blocks come by twice as fast."""
+def faster_arithmetic(rates: Rates) -> Rates:
+    """Of what computes, all twice as fast: products, and the memory that they are fed from."""
+    return rates._replace(compute=2 * rates.compute, product=2 * rates.product, memory=2 * rates.memory)
+
+
+def faster_ways(plan: Plan, terms: Terms) -> dict[str, Terms]:
+    """The same with each way that blocks come by twice as fast, and with more memory on it."""
     rates = terms.rates
     ways = {"a disk twice as fast": terms._replace(rates=rates._replace(disk=2 * rates.disk))}
     if rates.link is None:
         return ways
-    ways = {"a link twice as fast": terms._replace(rates=rates._replace(link=2 * rates.link))} | ways
-    if terms.budget.host < terms.facts.weight_bytes:
+    back = None if rates.back is None else 2 * rates.back
+    ways = {"a link twice as fast": terms._replace(rates=rates._replace(link=2 * rates.link, back=back))} | ways
+    if plan.attends_below:
+        ways["CPU memory twice as fast"] = terms._replace(rates=rates._replace(below=2 * rates.below))
+    if plan.window_places or sum(plan.host_memory.values()) > NEARLY * terms.budget.host:
         more = max(MORE, terms.budget.host // 4 // MORE * MORE)
         larger = terms._replace(budget=terms.budget._replace(host=terms.budget.host + more))
         ways[f"{format_size(more)} more CPU memory"] = larger

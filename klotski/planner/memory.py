@@ -14,12 +14,14 @@ __all__ = [
     "SCORED",
     "WINDOW",
     "Candidate",
+    "fits_below",
     "host_cache",
     "in_flight",
     "lent_slots",
     "needed",
     "scored_batches",
     "too_small",
+    "too_small_below",
     "window_bytes",
     "window_places",
 ]
@@ -91,6 +93,19 @@ def window_bytes(facts: ModelFacts, host: int) -> int:
     return window_places(facts, host) * max(facts.largest_expert, facts.largest_dense)
 
 
+def fits_below(terms: Terms, choice: Candidate, need: int) -> bool:
+    """Whether CPU memory below a GPU has room for keys and values, and for the blocks that do not stay, or a window.
+
+    `need`: bytes of the device without which the choice does not work.
+    """
+    facts, budget = terms.facts, terms.budget
+    if terms.rates.link is None:
+        return True
+    room = budget.host - host_cache(terms, choice)
+    staying = max(0, budget.nbytes - need) if terms.wishes.keeps_experts else 0
+    return room >= min(window_bytes(facts, budget.host), max(0, facts.weight_bytes - staying))
+
+
 def activation_bytes(facts: ModelFacts, group: Group, tokens: int, turn: int) -> int:
     """Bytes of the heap for `tokens` that wait in the middle of a layer, of which one batch's turn has `turn`.
 
@@ -119,6 +134,19 @@ def lent_slots(facts: ModelFacts, prefill_tokens: int) -> int:
 def in_flight(demand: Demand, choice: Candidate) -> int:
     """Tokens that go through the layers in one sweep, at most: prompts, and one of each sequence that decodes."""
     return choice.prefill_tokens + demand.group(choice.n_batches, choice.batch_size).sequences
+
+
+def too_small_below(choice: Candidate, terms: Terms) -> BudgetError:
+    """The refusal where CPU memory below a GPU is what is missing, with as much as would do."""
+    facts, budget = terms.facts, terms.budget
+    places = WINDOW * max(facts.largest_expert, facts.largest_dense)
+    cache = host_cache(terms, choice)
+    need = places + cache
+    kept = f" and keys and values {format_size(cache)}" if cache else ""
+    return BudgetError(
+        f"hw.host_memory={format_size(budget.host)} is too small: blocks on their way from disk into the GPU take "
+        f"{format_size(places)} of it{kept}; set hw.host_memory={(need // 100_000 + 1) / 10}MB or more"
+    )
 
 
 def too_small(need: int, choice: Candidate, terms: Terms) -> BudgetError:

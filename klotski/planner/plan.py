@@ -4,8 +4,8 @@ More sequences share each arrival; more slots let the disk run ahead while atten
 is left over holds blocks that stay for the whole run, or a cache of experts.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from klotski.core import Block
@@ -29,6 +29,7 @@ from klotski.planner.terms import Terms
 
 __all__ = ["Plan", "make_plan"]
 
+WORTH = 1.02  # less of a gain is within what a prediction is off by
 CHOICES = ("n_batches", "batch_size", "prefill_tokens", "hot_experts", "expert_slots")  # of a plan, and wishes
 
 
@@ -62,6 +63,7 @@ class Plan:
     conditions: Conditions
     output_tokens: float  # of all requests, if none ends early
     as_set: tuple[str, ...]  # fields that the config had decided
+    growth: Mapping[str, float] = field(default_factory=dict)  # seconds of the run with more of each resource
     explanation: str = ""
 
     @property
@@ -74,14 +76,22 @@ class Plan:
         """Output tokens a second that the run is expected to reach."""
         return self.output_tokens / self.forecast.seconds
 
+    @property
+    def next_resource(self) -> str | None:
+        """What would bring most, if anything would bring more than a prediction is off by."""
+        best = min(self.growth, key=self.growth.__getitem__, default=None)
+        return best if best is not None and self.forecast.seconds > WORTH * self.growth[best] else None
+
     def as_dict(self) -> dict[str, Any]:
         """The content of `plan.json`."""
-        plan = {field.name: getattr(self, field.name) for field in fields(self)}
+        plan = {each.name: getattr(self, each.name) for each in fields(self)}
         return plan | {
             "residents": [str(block) for block in self.residents],
             "rates": self.rates._asdict(),
             "forecast": self.forecast._asdict() | {"sweep": self.forecast.sweep._asdict()},
             "conditions": self.conditions.as_dict(),
+            "growth": dict(self.growth),
+            "next_resource": self.next_resource,
             "predicted_seconds": self.forecast.seconds,
             "predicted_output_tokens_per_second": self.predicted_rate,
         }

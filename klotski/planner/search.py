@@ -15,11 +15,12 @@ from klotski.planner.costs import BUSY_SLOTS, Costs, Forecast, Pace
 from klotski.planner.memory import (
     KV_SLOTS,
     Candidate,
+    fits_below,
     host_cache,
     lent_slots,
     needed,
     too_small,
-    window_bytes,
+    too_small_below,
     window_places,
 )
 from klotski.planner.streaming import Streaming, Using
@@ -96,9 +97,12 @@ class Appraiser:
         """
         counts = slot_counts(self.terms)
         firsts = [(self.need(choice), choice) for choice in candidates(self.terms, counts[:1], self._sizes)]
-        fitting = [each for each in firsts if each[0] <= self.room]
-        if not fitting:
+        small = [each for each in firsts if each[0] <= self.room]
+        if not small:
             raise too_small(*min(firsts), self.terms)
+        fitting = [(need, choice) for need, choice in small if fits_below(self.terms, choice, need)]
+        if not fitting:
+            raise too_small_below(min(small)[1], self.terms)
         best, fastest = min(firsts)[1], math.inf
         for outlook in sorted(self._outlook(need, choice, counts[-1]) for need, choice in fitting):
             if outlook.least > fastest * ROUNDING:
@@ -110,8 +114,8 @@ class Appraiser:
         """The candidates with as many slots as fit, and the seconds of each."""
         for count in counts:
             need = outlook.need + (count - counts[0]) * self.terms.facts.largest_expert
-            if need <= self.room:
-                choice = outlook.choice._replace(expert_slots=count)
+            choice = outlook.choice._replace(expert_slots=count)
+            if need <= self.room and fits_below(self.terms, choice, need):
                 yield self._seconds(choice, need, outlook.pace), choice
 
     def _outlook(self, need: int, choice: Candidate, most: int) -> Outlook:
@@ -138,12 +142,7 @@ def candidates(terms: Terms, slots: Sequence[int], sizes: Sequence[int] = SIZES)
         if not wishes.n_batches and n > 1 and (n - 1) * size >= requests:
             continue  # the last batch would be empty
         for tokens, count, places in product(prefills(terms, n, size), slots, kv_places(terms)):
-            choice = Candidate(n, size, tokens, count, *places)
-            if (
-                host_cache(terms, choice) + bool(choice.kv_slots) * window_bytes(terms.facts, terms.budget.host)
-                <= terms.budget.host
-            ):
-                yield choice
+            yield Candidate(n, size, tokens, count, *places)
 
 
 def kv_places(terms: Terms) -> list[tuple[int, bool]]:

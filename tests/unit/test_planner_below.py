@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klotski.core import Prefetch, Products
+from klotski.errors import BudgetError
 from klotski.planner import Budget, Costs, Demand, Plan, Rates, Terms, Wishes, explain, make_plan
 from klotski.planner.costs import Work
-from klotski.planner.memory import KV_SLOTS, window_bytes
+from klotski.planner.memory import KV_SLOTS
 from klotski.planner.streaming import Use
+from klotski.units import format_size, parse_size
 from tests.unit.fakes import examples
 from tests.unit.questions import model
 
@@ -74,11 +76,19 @@ def test_without_a_gpu_nothing_moves() -> None:
     assert (found.kv_slots, found.host_memory) == (0, {})
 
 
-@given(st.integers(0, 10**9), st.integers(80_000_000, 10**9), st.sampled_from([None, True, False]))
-@examples(60)
-def test_what_lies_below_fits_there(host: int, device: int, moves: bool | None) -> None:
-    host += window_bytes(FACTS, 2 * 10**9) + 4 * 10**8
-    found = plan(host, device, Wishes(kv_moves=moves), Demand([(64, 32)] * 8))
+@given(st.integers(1, 2 * 10**9), st.integers(80_000_000, 10**9), st.sampled_from([None, True, False]))
+@examples(100)
+def test_what_lies_below_fits_there_or_is_refused_with_what_would_do(
+    host: int, device: int, moves: bool | None
+) -> None:
+    wishes, demand = Wishes(kv_moves=moves), Demand([(64, 32)] * 8)
+    try:
+        found = plan(host, device, wishes, demand)
+    except BudgetError as refusal:
+        said = str(refusal)
+        assert said.startswith(f"hw.host_memory={format_size(host)} is too small")
+        host = parse_size("hw.host_memory", said.partition("; set hw.host_memory=")[2].removesuffix(" or more")) or 0
+        found = plan(host, device, wishes, demand)
     assert sum(found.host_memory.values()) <= host
     assert sum(found.memory.values()) <= device
     assert moves is None or bool(found.kv_slots) == moves
@@ -86,13 +96,13 @@ def test_what_lies_below_fits_there(host: int, device: int, moves: bool | None) 
 
 def test_more_memory_below_saves_the_disk() -> None:
     stays = Wishes(kv_moves=False)
-    seconds = [plan(host, 10**8, stays).forecast.seconds for host in (10**8, 2 * 10**8, 10**9)]
+    seconds = [plan(host, 10**8, stays).forecast.seconds for host in (2 * 10**8, 3 * 10**8, 10**9)]
     assert seconds[0] > seconds[1] > seconds[2]
 
 
 def test_it_says_when_memory_below_is_what_is_missing() -> None:
-    terms = Terms(FACTS, MANY, Budget(10**8, "test", host=10**8), Wishes(kv_moves=False), GPU)
-    said = explain(make_plan(terms), terms)
+    terms = Terms(FACTS, MANY, Budget(10**8, "test", host=2 * 10**8), Wishes(kv_moves=False), GPU)
+    said = explain(make_plan(terms), terms).explanation
     assert said.startswith("The disk sets the pace")
     assert "with 1GB more CPU memory" in said
 

@@ -1,7 +1,6 @@
 """What is said of a plan: the paper's inequalities, the paragraph, the tables, the rates that it rests on."""
 
 import json
-from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -33,7 +32,7 @@ def config(*overrides: str) -> RunConfig:
 
 def explained(question: Question, budget: int) -> Plan:
     plan = question.plan(budget)
-    return replace(plan, explanation=explain(plan, question.terms(budget)))
+    return explain(plan, question.terms(budget))
 
 
 def shown(plan: Plan, facts: ModelFacts) -> str:
