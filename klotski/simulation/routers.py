@@ -16,6 +16,7 @@ from klotski.pipeline import RoutingTable
 __all__ = ["DrawnRouters", "RecordedRouters", "Routers"]
 
 ONE_BY_ONE = 256  # tokens of a batch, at most, each of which chooses; of more, the counts alone are drawn
+SURE = 1 - 1e-6  # of a token, to choose an expert
 AT_ONCE = 16  # times that so many tokens of a layer are drawn, where it does not matter what came before
 
 
@@ -39,9 +40,9 @@ class DrawnRouters:
         self._random = np.random.default_rng(seed)
         self._table = table
         self._shares = [chances(count, table.shares[layer] if table else None) for layer, count in enumerate(experts)]
-        self._chances = [Chances(shares[None]) if len(shares) else None for shares in self._shares]
+        self._chances = [Chances(weights_of(shares[None], top_k)) if len(shares) else None for shares in self._shares]
         self._rows = [
-            Chances(floor(table.rows(layer))) if table and table.pairs[layer].any() else None
+            Chances(weights_of(floor(table.rows(layer)), top_k)) if table and table.pairs[layer].any() else None
             for layer in range(len(experts))
         ]
         self._drawn: dict[tuple[int, int], deque[NDArray[Any]]] = defaultdict(deque)  # by layer and tokens
@@ -51,8 +52,7 @@ class DrawnRouters:
         """What a layer's router says of so many tokens of a batch."""
         if tokens > ONE_BY_ONE:
             self._last.pop(batch, None)
-            counts = self._random.multinomial(tokens * self._top_k, self._shares[layer])
-            return Routing(tuple(np.minimum(counts, tokens).tolist()))
+            return Routing(tuple(self._count(tokens, self._shares[layer]).tolist()))
         choices = self._choose(batch, layer, tokens)
         if self._table is not None:
             self._last[batch] = layer, choices
@@ -73,6 +73,17 @@ class DrawnRouters:
             same = np.zeros(AT_ONCE * tokens, dtype=np.intp)
             drawn.extend(np.split(alike.draw(same, self._top_k, self._random), AT_ONCE))
         return drawn.popleft()
+
+    def _count(self, tokens: int, shares: NDArray[np.float64]) -> NDArray[np.intp]:
+        """Tokens of each expert, where each of `tokens` chooses several, and none of them twice."""
+        counts = np.zeros(len(shares), dtype=np.intp)
+        left = tokens * self._top_k
+        while left:
+            still = np.where(counts < tokens, shares, 0.0)
+            counts += self._random.multinomial(left, still / still.sum())
+            left = int(np.maximum(counts - tokens, 0).sum())
+            np.minimum(counts, tokens, out=counts)
+        return counts
 
     def _before(self, layer: int) -> int | None:
         return self._table.before[layer] if self._table is not None else None
@@ -168,8 +179,19 @@ class RecordedRouters:
         return Routing(tuple(np.bincount(choices.ravel(), minlength=self._experts[layer]).tolist()), choices)
 
 
+def weights_of(shares: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """What to draw k experts by, none twice, so that each comes to about its share [R, E] of all that are drawn.
+
+    Drawn by their shares, the likely ones would be rarer than that, because none can be drawn again. Exact for k = 1;
+    for more, as if the others that are drawn took a time that is distributed as the sum of k equal waits.
+    """
+    chance = np.minimum(k * shares / shares.sum(axis=1, keepdims=True), SURE)
+    weights: NDArray[np.float64] = k * (1 - (1 - chance) ** (1 / k))
+    return weights
+
+
 def chances(experts: int, shares: NDArray[np.float64] | None) -> NDArray[np.float64]:
-    """The chance of each expert of a layer to be a token's first choice."""
+    """Each expert's share of what a layer's tokens choose."""
     known = floor(np.ones(experts) if shares is None else shares)
     shares_of_one: NDArray[np.float64] = known / known.sum()
     return shares_of_one

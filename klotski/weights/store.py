@@ -57,7 +57,8 @@ class BlockStore:
         staying = sorted(residents)
         sizes = [layouts[block].slot_bytes for block in staying]
         memory = allocate(sum(sizes))
-        self._residents = dict(zip(staying, torch.split(memory, sizes), strict=True))
+        places = dict(zip(staying, torch.split(memory, sizes), strict=True))
+        self._residents = {block: places[block] for block in residents}  # in the order in which they are brought
         self._stacks = stack(layouts, staying, memory)
         size = self._slot_bytes[SlotKind.EXPERT]
         spare = allocate(0) if spare is None else spare

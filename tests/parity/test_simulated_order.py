@@ -23,10 +23,13 @@ def operations(run: Path) -> dict[str, list[tuple[Any, ...]]]:
 
 
 # What arrives first depends on the disk; all other orders are the policy's alone.
-@pytest.mark.parametrize("pipeline", ["pipeline=overlap", "pipeline=sequential", "pipeline=klotski"])
+ARRIVING = ("klotski", "cpu_experts")
+
+
+@pytest.mark.parametrize("pipeline", ["klotski", "overlap", "flexgen", "sequential", "expert_cache", "cpu_experts"])
 def test_with_a_runs_own_routing_every_lane_does_the_same_in_the_same_order(tmp_path: Path, pipeline: str) -> None:
-    settings = [*MEMORY, *GROUP, *PLAN, pipeline, "history=none"]
-    settings += ["pipeline.order=hot_first"] if "klotski" in pipeline else []
+    settings = [*MEMORY, *GROUP, *PLAN, f"pipeline={pipeline}", "history=none"]
+    settings += ["pipeline.order=hot_first"] if pipeline in ARRIVING else []
     run = run_engine(tmp_path / "run", *settings, "record_routing=true")
     predicted = run_engine(tmp_path / "predicted", *settings, "executor=simulate", f"executor.routing={run}")
     measured, simulated = operations(run), operations(predicted)

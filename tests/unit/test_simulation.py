@@ -103,8 +103,8 @@ def test_every_token_chooses_as_many_experts_as_the_router_says(
     routers = DrawnRouters((6,), top_k, None if shares is None else seen(shares))
     routing = routers.ask(0, 0, tokens)
     assert all(0 <= count <= tokens for count in routing.counts)
+    assert sum(routing.counts) == tokens * top_k
     if routing.choices is not None:
-        assert sum(routing.counts) == tokens * top_k
         assert all(len(set(row)) == top_k for row in routing.choices.tolist())
 
 
@@ -113,6 +113,17 @@ def test_routers_favour_what_was_favoured() -> None:
     for tokens in (10_000, 250):
         counts = np.sum([routers.ask(0, 0, tokens).counts for _ in range(20)], axis=0)
         assert counts[0] / sum(counts) == pytest.approx(0.7, abs=0.03)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_a_model_is_as_skewed_as_it_was_seen_to_be(k: int) -> None:
+    """Tokens choose several experts, none twice, and yet the likely ones come to their share."""
+    shares = np.array([8, 6, 4, 3, *[1] * 12]) / 33
+    wanted = np.minimum(k * shares, 1.0)
+    routers = DrawnRouters((16,), k, seen(shares.tolist()))
+    for tokens in (250, 5000):
+        counts = np.sum([routers.ask(0, 0, tokens).counts for _ in range(40)], axis=0)
+        assert counts / (40 * tokens) == pytest.approx(wanted, rel=0.12, abs=0.01)
 
 
 @given(st.lists(st.sampled_from([0.0, 0.01, 1.0, 3.0]), min_size=4, max_size=4).filter(lambda each: sum(each) > 1))
