@@ -35,6 +35,7 @@ class Account:
         self._log = log
         self._recorder = recorder
         self._totals = totals
+        self._num_requests = len(requests)
         self._expected = sum(request.max_tokens for request in requests)
         self._progress = Progress(len(requests), Console(stderr=True), is_predicted=not is_measured)
         self._lasting = 0
@@ -79,7 +80,7 @@ class Account:
 
     def look(self, time: float, lanes: Iterable[Lane], wanted: Mapping[str, int]) -> StateEvent:
         """How things stand."""
-        prefetch = PrefetchCount.total(self._totals.prefetch) if self._totals.prefetch else PrefetchCount()
+        prefetch = self._prefetch()
         return StateEvent(
             time=time,
             waiting={lane.name: lane.waiting for lane in lanes},
@@ -109,15 +110,16 @@ class Account:
             self._totals.first_prefetch = PrefetchCount.total(self._totals.prefetch)
         busy, nbytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
         bubbles = self._recorder.bubble_seconds
+        flops = self._facts.flops(
+            report.prefill_tokens + report.decode_tokens, report.output_tokens, report.pairs, report.spared
+        )
         self._totals.sweeps.append(
             SweepUse(
                 seconds=report.end - report.begin,
                 busy={lane: seconds - self._busy.get(lane, 0.0) for lane, seconds in busy.items()},
                 bubble=bubbles - self._bubbles,
                 nbytes={lane: count - self._bytes.get(lane, 0) for lane, count in nbytes.items()},
-                flops=self._facts.flops(
-                    report.prefill_tokens + report.decode_tokens, report.output_tokens, report.pairs, report.spared
-                ),
+                flops=flops,
                 is_prefill=report.prefill_tokens > 0,
                 output_tokens=report.output_tokens,
             )
@@ -125,9 +127,13 @@ class Account:
         self._busy, self._bytes, self._bubbles = busy, nbytes, bubbles
         self._totals.output_tokens += report.output_tokens
         self._note_memory(report.cache_bytes)
-        self._recorder.sweep(report)
+        done = self._totals.num_requests
+        self._recorder.sweep(report, flops, done, self._prefetch(), is_last=done == self._num_requests)
         self._recorder.flush()
         self._progress.advance(self._totals.num_requests, self._totals.output_tokens, self._expected)
+
+    def _prefetch(self) -> PrefetchCount:
+        return PrefetchCount.total(self._totals.prefetch) if self._totals.prefetch else PrefetchCount()
 
     def _note_memory(self, cache_bytes: int) -> None:
         peak = self._totals.peak_memory

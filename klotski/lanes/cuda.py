@@ -128,6 +128,11 @@ class _Stream:
             self._ended = max(began, ended)
             self._sink.span(Span(self._name, operation, began, self._ended))
 
+    @property
+    def under_way(self) -> list[Operation]:
+        """What was queued and has not ended; may be asked by any thread."""
+        return [told.operation for told in list(self._untold) if not told.end.query()]
+
     def finish(self) -> None:
         """Wait for all that was queued."""
         self._stream.synchronize()
@@ -143,6 +148,7 @@ class CudaLane(Lane):
         self._waiting: queue.SimpleQueue[tuple[Operation, Callable[[], object], Sequence[Event], _Queued] | None]
         self._waiting = queue.SimpleQueue()
         self._behind = 0  # operations that the thread has not queued yet
+        self._behind_bytes = 0
         self._error: BaseException | None = None
         self._closing = False
         self._thread = threading.Thread(target=self._work, name=f"klotski-{name}", daemon=True)
@@ -155,10 +161,17 @@ class CudaLane(Lane):
         with self._lock:
             if self._behind or not all(is_ready(event) for event in after):
                 self._behind += 1
+                self._behind_bytes += operation.nbytes
                 self._waiting.put((operation, run, after, queued))
             else:
                 self._begin(operation, run, after, queued)
         return queued
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Operations and bytes that have not ended: with the thread, and on the stream."""
+        under_way = self._stream.under_way  # without the lock, which is the run's
+        return self._behind + len(under_way), self._behind_bytes + sum(each.nbytes for each in under_way)
 
     def close(self) -> None:
         """Let what is queued end, drop the rest, and join the thread."""
@@ -184,6 +197,7 @@ class CudaLane(Lane):
             self._begin(*item)
             with self._lock:
                 self._behind -= 1
+                self._behind_bytes -= item[0].nbytes
 
 
 class CudaComputeLane(Lane):

@@ -6,18 +6,20 @@ seconds since the run's clock started, which `run.json` gives as wall-clock time
 
 So that the file of a run of hours can still be opened, not all sweeps are written operation by
 operation: `Detail` says how many lines a run may take. Of the others, `spans` and `bubbles` sum up
-what a lane did in a layer, or the line of the sweep has to do.
+what a lane did in a layer, or the line of the sweep has to do. What has been done so far by each lane,
+and by each expert, is therefore told in any detail: by the sweep, and by the state of things.
 """
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import IntEnum
+from typing import Any
 
 import msgspec
 
-from klotski.core import DENSE, LaneName, Span, SweepReport
+from klotski.core import DENSE, Compute, LaneName, Operation, PrefetchCount, Span, SweepReport
 from klotski.errors import OutputError
 
 __all__ = [
@@ -33,6 +35,10 @@ __all__ = [
 ]
 
 PERIOD = 0.25  # seconds from one look at how things stand to the next
+SELDOM = 3.0  # seconds from one count of the experts to the next, at least
+
+Counts = tuple[tuple[int, ...], ...]
+"""Of each layer, a number for each expert; nothing for a layer without, and for experts behind the last with one."""
 
 
 class SpanEvent(msgspec.Struct, tag_field="event", tag="span", omit_defaults=True, gc=False):
@@ -72,12 +78,14 @@ class BubblesEvent(SpansEvent, tag="bubbles", omit_defaults=True, gc=False):
     """A line for the waits of the compute lane for such operations."""
 
 
-class StateEvent(msgspec.Struct, tag_field="event", tag="state"):
+class StateEvent(msgspec.Struct, tag_field="event", tag="state", omit_defaults=True):
     """A line for how things stand at `time`, for who looks on.
 
     `waiting`: operations and bytes that each lane has before it; `wanted`: blocks that wait for a slot, by why;
     `memory`: bytes of the process; `requested`, `used`: guesses of the prefetcher so far; `output_tokens`, `requests`:
-    given, and done so far.
+    given, and done so far. The recorder adds `busy`, `bytes`, `bubble`: what lanes have done since sweeps began; and,
+    where operations are not written, `batches`: of each batch (-1: the group), what it did last in this sweep and in
+    which layer.
     """
 
     time: float
@@ -88,10 +96,18 @@ class StateEvent(msgspec.Struct, tag_field="event", tag="state"):
     used: int
     output_tokens: int
     requests: int
+    busy: dict[str, float] = {}
+    bytes: dict[str, int] = {}
+    bubble: float = 0.0
+    batches: tuple[tuple[int, str, int], ...] = ()
 
 
-class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep"):
-    """A line for a sweep; the fields are those of the report."""
+class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep", omit_defaults=True):
+    """A line for a sweep; the first fields are those of the report.
+
+    `flops`: operations of its arithmetic. All others are since sweeps began: `busy`, `bytes`, `bubble` of the lanes,
+    `requests` that are done, guesses that were `requested` and `used`; now and then `tokens` and `arrivals` of experts.
+    """
 
     index: int
     begin: float
@@ -101,6 +117,15 @@ class SweepEvent(msgspec.Struct, tag_field="event", tag="sweep"):
     decode_tokens: int
     output_tokens: int
     cache_bytes: int
+    flops: int = 0
+    busy: dict[str, float] = {}
+    bytes: dict[str, int] = {}
+    bubble: float = 0.0
+    requests: int = 0
+    requested: int = 0
+    used: int = 0
+    tokens: Counts = ()
+    arrivals: Counts = ()
 
 
 Event = SpanEvent | BubbleEvent | SpansEvent | BubblesEvent | StateEvent | SweepEvent
@@ -133,6 +158,51 @@ class Allowance:
         self._usual = lines
 
 
+class ExpertCounts:
+    """Tokens of each expert, and how often each came to where arithmetic happens.
+
+    Told now and then, when numbers are allowed for, and whenever nothing else would tell of them.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[tuple[int, int], int] = defaultdict(int)
+        self._arrivals: dict[str, dict[tuple[int, int], int]] = defaultdict(lambda: defaultdict(int))
+        self._allowance = Allowance(20_000, 500)  # numbers: an hour of the largest models takes ten megabytes
+        self._due = 0.0
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self._tokens.clear()
+        self._arrivals.clear()
+
+    def add(self, lane: str, operation: Operation) -> None:
+        """Take an operation on one expert, or on several."""
+        if lane != LaneName.COMPUTE:
+            self._arrivals[lane][operation.layer, operation.expert] += 1
+        elif operation.kind == Compute.EXPERT:
+            for expert, tokens in operation.parts or ((operation.expert, operation.tokens),):
+                self._tokens[operation.layer, expert] += tokens
+
+    def tell(self, now: float, *, must: bool) -> tuple[Counts, Counts]:
+        """Tokens and arrivals so far; nothing if it is too early."""
+        if not must and (now < self._due or not self._allowance.affords(now)):
+            return (), ()
+        arrivals = self._arrivals.get(LaneName.LINK) or self._arrivals.get(LaneName.DISK) or {}
+        told = by_layer(self._tokens), by_layer(arrivals)
+        self._due = now + SELDOM
+        self._allowance.spend(sum(len(layer) for counts in told for layer in counts))
+        return told
+
+
+def by_layer(counts: Mapping[tuple[int, int], int]) -> Counts:
+    """Numbers by layer and expert as a table."""
+    lengths: dict[int, int] = {}
+    for layer, expert in counts:
+        lengths[layer] = max(lengths.get(layer, 0), expert + 1)
+    layers = range(1 + max(lengths, default=-1))
+    return tuple(tuple(counts.get((layer, expert), 0) for expert in range(lengths.get(layer, 0))) for layer in layers)
+
+
 class Recorder:
     """Takes spans from all lanes; `flush` hands the encoded lines to `write` (None: they are only added up).
 
@@ -161,6 +231,8 @@ class Recorder:
         self._busy: dict[str, float] = defaultdict(float)
         self._bytes: dict[str, int] = defaultdict(int)
         self._bubbles = 0.0
+        self._experts = ExpertCounts()
+        self._batches: dict[int, tuple[str, int]] = {}  # what each did last in this sweep; -1: the group
 
     def begin(self) -> None:
         """Sweeps begin: what was done until now, to load what stays, is none of theirs."""
@@ -169,6 +241,7 @@ class Recorder:
             self._busy.clear()
             self._bytes.clear()
             self._bubbles = 0.0
+            self._experts.clear()
 
     def span(self, span: Span) -> None:
         """Take a finished operation."""
@@ -204,18 +277,60 @@ class Recorder:
         """Whether there will be a file of events."""
         return self._write is not None
 
-    def sweep(self, report: SweepReport) -> None:
-        """Take a finished sweep, and choose how much of the next one is written."""
+    def sweep(
+        self,
+        report: SweepReport,
+        flops: int = 0,
+        requests: int = 0,
+        prefetch: PrefetchCount | None = None,
+        *,
+        is_last: bool = False,
+    ) -> None:
+        """Take a finished sweep, and choose how much of the next one is written.
+
+        `requests`, `prefetch`: so far. `is_last`: none will follow, as far as anybody knows.
+        """
         with self._lock:
             self._take()
             self._settle_sums()
             if self._detail is not Detail.SWEEP:
                 self._allowances[self._detail].spend(self._lines + len(self._pending))
             self._lines = -len(self._pending) - 1  # these and the sweep's own are flushed when the next one has begun
-            self._pending.append(msgspec.convert(report, SweepEvent, from_attributes=True))
+            self._batches.clear()
             if self._write is not None:
+                self._pending.append(self._sweep_event(report, flops, requests, prefetch or PrefetchCount(), is_last))
                 afforded = (detail for detail, allowance in self._allowances.items() if allowance.affords(report.end))
                 self._detail = max(afforded, default=Detail.SWEEP)
+
+    def _sweep_event(
+        self, report: SweepReport, flops: int, requests: int, prefetch: PrefetchCount, is_last: bool
+    ) -> SweepEvent:
+        tokens, arrivals = self._experts.tell(report.end, must=is_last or not report.index)
+        return SweepEvent(
+            index=report.index,
+            begin=report.begin,
+            end=report.end,
+            batches=report.batches,
+            prefill_tokens=report.prefill_tokens,
+            decode_tokens=report.decode_tokens,
+            output_tokens=report.output_tokens,
+            cache_bytes=report.cache_bytes,
+            flops=flops,
+            requests=requests,
+            requested=prefetch.requested,
+            used=prefetch.used,
+            tokens=tokens,
+            arrivals=arrivals,
+            **self._done(),
+        )
+
+    def _done(self) -> dict[str, Any]:
+        """What lanes have done since sweeps began; a nanosecond is the last digit that means something."""
+        return {
+            "busy": {lane: round(seconds, 9) for lane, seconds in self._busy.items()},
+            "bytes": {lane: count for lane, count in self._bytes.items() if count},
+            "bubble": round(self._bubbles, 9),
+        }
 
     def flush(self) -> None:
         """Write what has come since the last flush."""
@@ -230,19 +345,18 @@ class Recorder:
 
     @contextmanager
     def telling(self, look: Callable[[], StateEvent]) -> Iterator[None]:
-        """Write how things stand, and what has come, several times a second, for who looks on."""
+        """Write how things stand, and what has come, several times a second and at the end, for who looks on."""
         if self._write is None:
             yield
             return
         ended = threading.Event()
 
         def tell() -> None:
+            is_over = False
             with suppress(OutputError):  # who sweeps will hear of it as well
-                while not ended.wait(PERIOD):
-                    state = look()
-                    with self._lock:
-                        self._pending.append(state)
-                    self.flush()
+                while not is_over:
+                    is_over = ended.wait(PERIOD)
+                    self._tell(look())
 
         teller = threading.Thread(target=tell, name="klotski-telling", daemon=True)
         teller.start()
@@ -252,9 +366,20 @@ class Recorder:
             ended.set()
             teller.join()
 
+    def _tell(self, state: StateEvent) -> None:
+        with self._lock:
+            self._take()
+            self._settle_sums()  # so that what the state counts has been told before it
+            for name, value in self._done().items():
+                setattr(state, name, value)
+            if self._detail is not Detail.OPERATIONS:
+                state.batches = tuple((batch, *stage) for batch, stage in self._batches.items())
+            self._pending.append(state)
+        self.flush()
+
     def _take(self) -> None:
         """Add up what lanes have told since the last time."""
-        told, busy, moved = self._told, self._busy, self._bytes
+        told, busy, moved, experts = self._told, self._busy, self._bytes, self._experts
         operations, layers = self._detail is Detail.OPERATIONS, self._detail is Detail.LAYERS
         while told:
             kind, span = told.popleft()
@@ -263,6 +388,10 @@ class Recorder:
                 busy[lane] += end - begin
                 if lane != LaneName.CORES:  # which look at what stays where it is
                     moved[lane] += operation.nbytes
+                if operation.expert >= 0 or operation.parts:
+                    experts.add(lane, operation)
+                if lane == LaneName.COMPUTE and not operations:
+                    self._batches[operation.batch] = str(operation.kind), operation.layer
             else:
                 self._bubbles += end - begin
             if operations:

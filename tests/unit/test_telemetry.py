@@ -23,7 +23,7 @@ from klotski.errors import KlotskiError, OutputError
 from klotski.executors.account import Account
 from klotski.lanes import InlineLane, ThreadLane
 from klotski.planner import ModelFacts
-from klotski.telemetry import Allowance, Recorder, RunLog, SweepUse, Totals, summarize, write_trace
+from klotski.telemetry import Allowance, Recorder, RunLog, StateEvent, SweepUse, Totals, summarize, write_trace
 from klotski.workload import Encoder
 from tests.engine import read_lines, run_engine
 from tests.unit.fakes import examples
@@ -218,6 +218,100 @@ def test_a_long_run_is_summed_up_where_its_file_would_grow_too_large(tmp_path: P
     write_trace(tmp_path / "events.jsonl", tmp_path / "trace.json")
     names = {entry["name"] for entry in check_trace(tmp_path / "trace.json", {"compute", "bubbles", "sweeps"})}
     assert {"L1 expert, 20 times", "20 waits for L0 expert"} <= names
+
+
+def test_what_has_been_done_is_told_in_any_detail(tmp_path: Path) -> None:
+    """Of three sweeps one is written whole, one by layer, one not at all: the line of each counts everything."""
+    with RunLog(tmp_path) as log:
+        recorder = Recorder(log.events, operations=Allowance(1, 0), layers=Allowance(1, 0))
+        for sweep in range(3):
+            for expert in range(2):
+                operation = Operation("expert", 1, expert, nbytes=5)
+                recorder.span(Span(LaneName.DISK, operation, sweep, sweep + 0.5))
+                computed = operation._replace(nbytes=0, tokens=10 + expert)
+                recorder.bubble(Span(LaneName.COMPUTE, computed, sweep, sweep + 0.5))
+                recorder.span(Span(LaneName.COMPUTE, computed, sweep + 0.5, sweep + 0.75))
+            report = SweepReport(sweep, sweep, sweep + 1, 1, 0, 1, 1, 400, 0, 0)
+            recorder.sweep(report, 70, sweep, PrefetchCount(3 * sweep, 2 * sweep), is_last=sweep == 2)
+            recorder.flush()
+    lines = read_lines(tmp_path / "events.jsonl")
+    sweeps = [line for line in lines if line["event"] == "sweep"]
+    assert [line["event"] for line in lines].count("span") == 4
+    assert [line["busy"] for line in sweeps] == [{"disk": 1.0 + 1.0 * n, "compute": 0.5 + 0.5 * n} for n in range(3)]
+    assert [line["bytes"] for line in sweeps] == [{"disk": 10}, {"disk": 20}, {"disk": 30}]
+    assert [line["bubble"] for line in sweeps] == [1.0, 2.0, 3.0]
+    assert [line["flops"] for line in sweeps] == [70, 70, 70]
+    assert [(line.get("requests", 0), line.get("requested", 0), line.get("used", 0)) for line in sweeps] == [
+        (0, 0, 0),
+        (1, 3, 2),
+        (2, 6, 4),
+    ]
+    # Of experts, the first and the last are told; between them is less than three seconds.
+    assert [line.get("tokens") for line in sweeps] == [[[], [10, 11]], None, [[], [30, 33]]]
+    assert [line.get("arrivals") for line in sweeps] == [[[], [1, 1]], None, [[], [3, 3]]]
+    write_trace(tmp_path / "events.jsonl", tmp_path / "trace.json")
+
+
+def test_what_was_done_before_sweeps_began_is_not_counted() -> None:
+    written: list[bytes] = []
+    recorder = Recorder(written.append)
+    recorder.span(Span(LaneName.DISK, Operation("expert", 0, 3, nbytes=5), 0.0, 1.0))
+    recorder.begin()
+    recorder.span(Span(LaneName.DISK, Operation("expert", 0, 1, nbytes=7), 1.0, 1.5))
+    recorder.sweep(SweepReport(0, 1.0, 2.0, 1, 0, 1, 1, 400, 0, 0))
+    recorder.flush()
+    sweep = json.loads(written[-1].splitlines()[-1])
+    assert (sweep["busy"], sweep["bytes"], sweep["arrivals"]) == ({"disk": 0.5}, {"disk": 7}, [[0, 1]])
+
+
+def test_where_there_is_a_link_it_is_by_that_that_experts_arrive() -> None:
+    written: list[bytes] = []
+    recorder = Recorder(written.append)
+    for lane in (LaneName.DISK, LaneName.LINK, LaneName.LINK):
+        recorder.span(Span(lane, Operation("expert", 0, 0), 0.0, 1.0))
+    recorder.span(Span(LaneName.COMPUTE, Operation("expert", 0, parts=((0, 4), (2, 5))), 1.0, 2.0))
+    recorder.sweep(SweepReport(0, 0.0, 2.0, 1, 0, 1, 1, 400, 0, 0))
+    recorder.flush()
+    sweep = json.loads(written[-1].splitlines()[-1])
+    assert (sweep["tokens"], sweep["arrivals"]) == ([[4, 0, 5]], [[2]])
+
+
+def test_an_hour_of_counts_stays_within_megabytes() -> None:
+    """48 layers of 128 experts, each with hundreds of thousands of tokens, in 7,200 sweeps."""
+    size = 0
+
+    def write(lines: bytes) -> None:
+        nonlocal size
+        size += len(lines)
+
+    recorder = Recorder(write, operations=Allowance(0, 0), layers=Allowance(0, 0))
+    for layer in range(48):
+        every = tuple((expert, 300_000) for expert in range(128))
+        recorder.span(Span(LaneName.COMPUTE, Operation("expert", layer, parts=every), 0.0, 1.0))
+        for expert in range(128):
+            recorder.span(Span(LaneName.DISK, Operation("expert", layer, expert), 0.0, 1.0))
+    for sweep in range(7200):
+        recorder.sweep(SweepReport(sweep, sweep / 2, sweep / 2 + 0.5, 1, 0, 1, 1, 400, 0, 0))
+        recorder.flush()
+    assert 5e6 < size < 20e6
+
+
+def test_how_things_stand_counts_what_was_told_before_it() -> None:
+    """At the end of all that is told once more; what a sum says is never told behind a state that counts it."""
+    written: list[bytes] = []
+    recorder = Recorder(written.append, operations=Allowance(0, 0))
+    recorder.span(Span(LaneName.COMPUTE, Operation(Compute.START, 0, batch=9), 0.0, 0.0))
+    recorder.sweep(SweepReport(0, 0.0, 1.0, 1, 0, 1, 1, 400, 0, 0))  # from now on by layer
+    with recorder.telling(lambda: StateEvent(2.0, {"disk": (1, 5)}, {}, 10**6, 0, 0, 1, 0)):
+        recorder.span(Span(LaneName.COMPUTE, Operation(Compute.ATTENTION, 3, batch=7), 1.0, 1.5))
+        recorder.bubble(Span(LaneName.COMPUTE, Operation(Compute.GATHER, 3), 1.5, 1.75))
+        recorder.span(Span(LaneName.COMPUTE, Operation(Compute.GATHER, 3), 1.75, 2.0))
+    lines = [json.loads(line) for line in b"".join(written).splitlines()]
+    states = [number for number, line in enumerate(lines) if line["event"] == "state"]
+    sums = [number for number, line in enumerate(lines) if line["event"] in ("spans", "bubbles")]
+    assert sums and max(sums) < states[-1] == len(lines) - 1
+    assert (lines[-1]["busy"], lines[-1]["bubble"]) == ({"compute": 0.75}, 0.25)
+    assert lines[-1]["batches"] == [[7, "attention", 3], [-1, "gather", 3]]
 
 
 def test_a_run_without_events_leaves_a_valid_trace(tmp_path: Path) -> None:
