@@ -99,6 +99,7 @@ def run(composed: DictConfig, folder: Path) -> None:
             server = take_port(config.prometheus, stack)
             executor = create(config)
             mode = "predicted" if config.dry_run else executor.mode
+            log.be(mode)
             if server is not None:
                 options = {"model": config.model.name, "hw": config.hw.name, "pipeline": config.pipeline.name}
                 server.serve(recorder, totals, options | {"mode": mode})
@@ -132,7 +133,7 @@ def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder
     metrics = summarize(status, mode, totals, recorder, reason)
     log.metrics(metrics)
     if status != "failed" and recorder.is_writing:
-        is_whole = write_trace(log.folder / "events.jsonl", log.folder / "trace.json")
+        is_whole = write_trace(log.folder / "events.jsonl", log.folder / "trace.json", mode)
         if not is_whole:
             logger.info("trace.json has as many events as a viewer can show; events.jsonl has all of them")
     if status == "ok" and totals.sweeps:

@@ -112,7 +112,7 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     durations = Durations(costs, under_way, lambda: supply.is_reading, config.pipeline.products)
     compute = VirtualComputeLane(LaneName.COMPUTE, recorder, clock, durations, terms.rates.between, terms.rates.wake)
     on_host = plan.host_memory.get("weights", 0)
-    places = plan.window_places
+    places = plan.window_places or 1  # what stays on the GPU comes through it, too
     supply = Supply(facts, terms.rates, lasting, on_host, recorder, clock, lambda: compute.load, places)
     caches: Caches = CachesAtHand()
     if plan.kv_slots:
@@ -122,7 +122,7 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     table = RoutingTable(facts.expert_counts)
     task.history.recall(table)
     predictor = create_predictor(config.pipeline.predictor, table)
-    ahead: Ahead = supply.window if places else NothingAhead()
+    ahead: Ahead = supply.window if plan.window_places else NothingAhead()
     together = terms.rates.link is not None and config.pipeline.products is Products.group
     sweeper = make_sweeper(
         config, task, predictor, residency, compute, IdleWorker(), caches, ahead=ahead, together=together
@@ -130,8 +130,7 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
         totals.rates |= rates_by_lane(task)
         supply.load(plan.residents)
-        device = sum(plan.memory.values()) - (0 if plan.kv_slots else plan.memory["kv_cache"])
-        account.ready(device, sum(plan.host_memory.values()), with_caches=not plan.kv_slots)
+        account.ready(plan.lasting_memory, sum(plan.host_memory.values()), with_caches=not plan.kv_slots)
         account.sweeping(sweeper.prefetch)
 
         def swept(report: SweepReport) -> None:

@@ -40,18 +40,19 @@ class Policy:
             case Prefetch.hot:
                 return hottest(range(len(scores)), scores)[: self.hot]
 
-    def likely(self, scores: Sequence[float], choices: float) -> list[int]:
-        """Experts that will more likely than not be used by so many choices of tokens, hottest first.
+    @property
+    def reads_on(self) -> bool:
+        """Whether the disk may be layers ahead, where there is memory between it and the device."""
+        return self.on_demand is OnDemand.eager and self.prefetch in (Prefetch.layer, Prefetch.hot)
 
-        Whatever a strategy brings ahead, it may bring all of these nearer; where it brings nothing, there are none.
-        """
-        if self.on_demand is OnDemand.lazy or self.prefetch is Prefetch.none:
-            return []
+    def likely(self, scores: Sequence[float], choices: float) -> list[int]:
+        """Experts that are worth reading so far ahead: all, if whole layers are brought, or those that will more
+        likely than not be used by so many choices of tokens, hottest first."""
         if self.prefetch.is_whole:
             return list(range(len(scores)))
         total = sum(scores)
         least = total * (1 - 0.5 ** (1 / max(1.0, choices)))
-        likely = [expert for expert, score in enumerate(scores) if total * score >= total * least]
+        likely = [expert for expert, score in enumerate(scores) if score >= least]
         return hottest(likely, scores)
 
     def demand(self, counts: Sequence[int]) -> list[int]:

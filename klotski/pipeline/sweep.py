@@ -323,6 +323,8 @@ class Sweeper:
 
     def _expect(self) -> None:
         """Say what layers after this one will probably use, as far as there is room for it before the device."""
+        if not self._policy.reads_on:
+            return
         layers = len(self._experts)
         self._expected = max(self._expected, self._entered)
         while self._ahead.has_room and self._expected < self._entered + layers - 1:

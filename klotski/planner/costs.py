@@ -27,12 +27,16 @@ UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 
 
 class Work(NamedTuple):
-    """What one sweep has to do, in the mean: `sampled` sequences are given a token and look at `context` others."""
+    """What one sweep has to do, in the mean: `sampled` sequences are given a token and look at `context` others.
+
+    `pairs`: of a prompt's tokens, that look at each other in one layer.
+    """
 
     tokens: float
     sampled: float
     batches: float
     context: float
+    pairs: float = 0.0
 
 
 class Pace(NamedTuple):
@@ -170,7 +174,8 @@ class Costs:
         prompt = batches * prompts / reading * (1 - spared)
         context = decoding * max(0.0, group.context_tokens / group.sequences - group.output_tokens / 2)
         work = Work(decoding, decoding, batches * life / sweeps, context)
-        return Pace(sweeps, reading, work._replace(tokens=decoding + prompt), work)
+        pairs = batches * prompts * prompts / batch_size / 2 / reading  # of prompts as long as the heaviest batch's
+        return Pace(sweeps, reading, work._replace(tokens=decoding + prompt, pairs=pairs), work)
 
     def sweep(self, work: Work, expert_slots: int, using: Using) -> Seconds:
         """One sweep: the disk's time or the arithmetic's, whichever is longer; their sum, if nothing overlaps.
@@ -197,7 +202,8 @@ class Costs:
         else:
             arrival = self.arrival(using)
             ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / arrival
-            if self.rates.link is not None and arrival < self.rates.link:  # the disk reads on into CPU memory
+            reads_on = self.wishes.prefetch is not Prefetch.none and self.rates.link is not None
+            if reads_on and arrival < self.rates.link:  # the disk, into CPU memory
                 ahead += self.window * self.facts.mean_expert / self.rates.disk
             layers = self.facts.num_layers
             layer = (attention + cache) / layers
@@ -213,7 +219,8 @@ class Costs:
 
     def attention(self, work: Work) -> float:
         """Seconds of all layers' dense parts: attention, router, shared experts."""
-        products = work.tokens * self.facts.dense_flops / (self.rates.dense_share * self.rates.compute)
+        flops = work.tokens * self.facts.dense_flops + self.facts.num_layers * work.pairs * self.facts.pair_flops
+        products = flops / (self.rates.dense_share * self.rates.compute)
         turn = self.rates.turn + TURN_OPERATIONS * self.rates.between
         return products + self.facts.num_layers * work.batches * turn
 

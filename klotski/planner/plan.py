@@ -77,6 +77,12 @@ class Plan:
         return self.output_tokens / self.forecast.seconds
 
     @property
+    def lasting_memory(self) -> int:
+        """Bytes of the device tier that are taken before the first sweep, and kept: all but activations and caches."""
+        passing = {"runtime", "activations"} | ({"kv_cache"} if not self.kv_slots else set())
+        return sum(nbytes for use, nbytes in self.memory.items() if use not in passing)
+
+    @property
     def next_resource(self) -> str | None:
         """What would bring most, if anything would bring more than a prediction is off by."""
         best = min(self.growth, key=self.growth.__getitem__, default=None)

@@ -47,7 +47,8 @@ class Durations:
                 if batch.looks_below:  # the other half comes once attention has been computed elsewhere
                     return self._costs.attention(Work(operation.tokens, 0, 1, 0)) / 2 / self._layers
                 context = batch.sequences * batch.seen
-                work = Work(operation.tokens, 0, 1, context)
+                pairs = batch.layer_pairs if batch.is_prefilling else 0  # others' are looked up, which sets their pace
+                work = Work(operation.tokens, 0, 1, context, pairs)
                 return (self._costs.attention(work) + self._costs.cache(work)) / self._layers
             case Compute.PROJECT:
                 return self._costs.attention(Work(operation.tokens, 0, 1, 0)) / 2 / self._layers

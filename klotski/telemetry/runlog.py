@@ -28,7 +28,7 @@ RESERVE = 64 << 10  # bytes
 
 
 class RunLog:
-    """Writes a run's files.
+    """Writes a run's files, each of which says whether the run is `measured` or `predicted`.
 
     Raises:
         OutputError: a file cannot be written; the message names it and says why.
@@ -36,6 +36,8 @@ class RunLog:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.mode = "measured"
+        self._began = time.time()
         self._started = time.monotonic()
         self._descriptors: dict[str, int] = {}
         self.num_errors = 0
@@ -44,6 +46,12 @@ class RunLog:
     def clock(self) -> float:
         """Seconds since the run began."""
         return time.monotonic() - self._started
+
+    def be(self, mode: str) -> None:
+        """Say in `run.json`, and in all that follows, what the run is."""
+        if mode != self.mode:
+            self.mode = mode
+            self._guard("run.json", self._identify)
 
     def result(self, line: dict[str, Any]) -> None:
         """One line of `results.jsonl`."""
@@ -60,11 +68,12 @@ class RunLog:
 
     def plan(self, plan: dict[str, Any]) -> None:
         """`plan.json`."""
-        self._guard("plan.json", lambda: write_whole(self.folder / "plan.json", plan))
+        content = {"mode": self.mode} | plan
+        self._guard("plan.json", lambda: write_whole(self.folder / "plan.json", content))
 
     def experts(self, experts: dict[str, Any]) -> None:
         """`experts.json`."""
-        content = {"schema": SCHEMA_VERSION} | experts
+        content = {"schema": SCHEMA_VERSION, "mode": self.mode} | experts
         self._guard("experts.json", lambda: write_whole(self.folder / "experts.json", content))
 
     def hardware(self, text: str) -> None:
@@ -107,11 +116,15 @@ class RunLog:
         for name in ("results.jsonl", "errors.jsonl", "events.jsonl"):
             self._create(name)
         (self.folder / ".reserve").write_bytes(bytes(RESERVE))
+        self._identify()
+
+    def _identify(self) -> None:
         identity = {
             "schema": SCHEMA_VERSION,
             "pid": os.getpid(),
             "host": socket.gethostname(),
-            "start": time.time(),
+            "start": self._began,
+            "mode": self.mode,
         }
         write_whole(self.folder / "run.json", identity)
 

@@ -21,13 +21,17 @@ TRACKS = ("compute", BUBBLES, "cores", "kv_in", "link", "kv_out", "disk", "sweep
 MOST = 300_000  # events: what more of them show is more of the same, and no viewer scrolls through it
 
 
-def write_trace(events: Path, trace: Path) -> bool:
-    """Turn `events.jsonl` into `trace.json`, line by line, as far as a viewer can follow; whether that was all."""
+def write_trace(events: Path, trace: Path, mode: str = "measured") -> bool:
+    """Turn `events.jsonl` into `trace.json`, line by line, as far as a viewer can follow; whether that was all.
+
+    `mode`: of the run; one that was not measured is called so above its tracks.
+    """
+    process = "klotski" if mode == "measured" else f"klotski, {mode}"
     decoder = msgspec.json.Decoder(Event)
     tracks: dict[str, int] = {}
     with events.open("rb") as lines, trace.open("wb") as out:
         out.write(b'{"displayTimeUnit":"ms","traceEvents":[\n')
-        out.write(msgspec.json.encode({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "klotski"}}))
+        out.write(msgspec.json.encode({"ph": "M", "pid": 1, "name": "process_name", "args": {"name": process}}))
         encode = msgspec.json.Encoder().encode
         out.writelines(
             b",\n" + encode(entry) for line in islice(lines, MOST) for entry in entries(decoder.decode(line), tracks)

@@ -109,6 +109,28 @@ def test_demand_asks_for_each_expert_with_tokens_once(counts: list[int], policy:
         assert [counts[expert] for expert in demand] == sorted(filter(None, counts), reverse=True)
 
 
+@given(st.lists(st.floats(0, 9), min_size=1, max_size=12), st.integers(1, 1000))
+@examples(200)
+def test_what_is_read_far_ahead_is_probably_used(scores: list[float], choices: int) -> None:
+    likely = Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival).likely(scores, choices)
+    assert [scores[expert] for expert in likely] == sorted((scores[expert] for expert in likely), reverse=True)
+    total = sum(scores)
+    for expert, score in enumerate(scores):
+        share = score / total if total else 1 / len(scores)
+        unused = (1 - share) ** choices
+        assert total == 0 or unused == pytest.approx(0.5) or (expert in likely) == (unused < 0.5)
+
+
+def test_nobody_knows_which_are_likely_before_anything_was_seen() -> None:
+    assert Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival).likely([0.0] * 4, 1) == [0, 1, 2, 3]
+
+
+def test_who_brings_a_layer_at_a_time_reads_no_further() -> None:
+    reading = {each for each in Prefetch if Policy(each, 2, OnDemand.eager, Order.index).reads_on}
+    assert reading == {Prefetch.layer, Prefetch.hot}
+    assert not Policy(Prefetch.none, 2, OnDemand.lazy, Order.index).reads_on
+
+
 def test_a_policy_is_a_value() -> None:
     policy = Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival)
     assert policy == Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival)
