@@ -21,6 +21,7 @@ RATE = partial(figure, "output_tokens_per_second")
 TOKENS_PER_SECOND = "output tokens/s"
 SCALES = {
     "hw.device_memory": ("device memory", "GB"),
+    "hw.host_memory": ("CPU memory below the GPU", "GB"),
     "hw.link_bandwidth": ("bandwidth into the GPU", "GB/s"),
     "hw.disk_bandwidth": ("bandwidth of the disk", "GB/s"),
 }
@@ -116,6 +117,7 @@ PLOTS: Mapping[str, Callable[[Sequence[Row]], Figure | None]] = {
     "throughput": draw_throughput,
     "throughput_by_n": draw_n,
     "throughput_by_memory": partial(draw_scale, "hw.device_memory"),
+    "throughput_by_host_memory": partial(draw_scale, "hw.host_memory"),
     "throughput_by_link": partial(draw_scale, "hw.link_bandwidth"),
     "throughput_by_disk": partial(draw_scale, "hw.disk_bandwidth"),
     "throughput_by_latency": draw_latency,

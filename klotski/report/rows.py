@@ -46,6 +46,7 @@ FIGURES = (
     "peak_memory.process",
     "plan.n_batches",
     "plan.batch_size",
+    "plan.next_resource",
 )
 """Their places in `metrics.json`, where seconds, bytes and fractions of one are meant; and two that are made here.
 

@@ -3,10 +3,13 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from statistics import median
 
+from klotski.errors import ConfigError
 from klotski.report.rows import Row
 from klotski.report.runs import Setting
+from klotski.units import parse_size
 
 __all__ = ["BATCH_SIZE", "N_BATCHES", "PREDICTOR", "Point", "Series", "describe", "figure", "gather", "gather_layers"]
 
@@ -82,9 +85,13 @@ def point_of(pairs: Sequence[tuple[float, float]], label: str) -> Point:
     return Point(median(x for x, _ in pairs), tuple(y for _, y in pairs), label)
 
 
-def by_value(label: str) -> tuple[int, str]:
-    """Numbers by their size, and after them what is none."""
-    return (int(label), "") if label.isdecimal() else (1 << 62, label)
+def by_value(label: str) -> tuple[float, str]:
+    """Numbers, sizes and rates by how much they are, and after them what is none."""
+    try:
+        size = parse_size(label, label.removesuffix("/s"), least=0)
+    except ConfigError:
+        size = None
+    return inf if size is None else size, label
 
 
 def describe(row: Row, leave_out: str | None = None) -> str:

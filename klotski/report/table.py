@@ -25,6 +25,7 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "bytes_moved.disk": ("read", format_size),
     "peak_memory.device": ("memory", format_size),
     "peak_memory.host": ("below", format_size),
+    "plan.next_resource": ("would bring most", str),
     "prefetch.hit_rate": ("hits", "{:.0%}".format),
     "prefetch.among_hottest": ("truly hot", "{:.0%}".format),
 }

@@ -63,7 +63,7 @@ METRICS: dict[str, Any] = {
             {"layer": 2, "requested": 10, "used": 10, "named": 10, "among_hottest": 0.8},
         ],
     },
-    "plan": {"n_batches": 4, "batch_size": 8},
+    "plan": {"n_batches": 4, "batch_size": 8, "next_resource": "a link twice as fast"},
 }
 
 

@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import struct
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ import pytest
 
 from klotski.report import collect
 from klotski.report.command import main
-from klotski.report.plots import draw_plots
+from klotski.report.plots import draw_plots, size_of
 from klotski.report.rows import GROUP_SECONDS
 from klotski.report.series import BATCH_SIZE, N_BATCHES, figure, gather
 from tests.cli.process import only_sentence, run_python
@@ -113,6 +114,26 @@ def test_a_failed_setting_keeps_its_place(tmp_path: Path) -> None:
     give(tmp_path, 1, status="failed", error="refused")
     assert drawn(tmp_path) == {"throughput"}
     assert "no figures" in (tmp_path / "throughput.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "plot"),
+    [
+        ("hw.device_memory", ("8GB", "16GB", "32GB"), "throughput_by_memory"),
+        ("hw.host_memory", ("64GB", "512GB", "1TB"), "throughput_by_host_memory"),
+        ("hw.link_bandwidth", ("900MB/s", "6GB/s", "12.5GB/s"), "throughput_by_link"),
+    ],
+)
+def test_sizes_and_rates_are_a_line_from_the_least_to_the_most(
+    key: str, values: tuple[str, ...], plot: str, tmp_path: Path
+) -> None:
+    write_sweep(tmp_path, [{key: value} for value in values], [10.0, 20.0, 30.0])
+    assert drawn(tmp_path) == {plot}
+    (points,) = gather(
+        collect([tmp_path]), key, partial(size_of, key), partial(figure, "output_tokens_per_second")
+    ).values()
+    assert [point.x for point in points] == sorted(point.x for point in points)
+    assert [point.middle for point in points] == [10.0, 20.0, 30.0]
 
 
 # Points
