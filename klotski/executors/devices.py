@@ -30,6 +30,9 @@ class Device(Protocol):
     def memory(self) -> tuple[int, str] | None:
         """Bytes of its own memory that a run may take, and why so many; None: they are CPU memory."""
 
+    def limit(self, nbytes: int) -> None:
+        """Never take more than so many bytes of its own memory, however many it has."""
+
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         """What makes the compute lane, and those on the way to and from CPU memory."""
 
@@ -58,6 +61,9 @@ class CpuDevice:
     def memory(self) -> tuple[int, str] | None:
         """None."""
         return None
+
+    def limit(self, nbytes: int) -> None:
+        """Nothing: the budget is of the process, and what was planned is allocated."""
 
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         """Arithmetic on the caller's thread; there is nothing to be copied."""
@@ -96,6 +102,11 @@ class CudaDevice:
         """What is free now."""
         free, _ = torch.cuda.mem_get_info(self.place)
         return int(SHARE * free), f"{SHARE:.0%} of the {free / 1e9:.1f}GB that are free on {self.place}"
+
+    def limit(self, nbytes: int) -> None:
+        """A card with more memory fails where one of so many bytes would."""
+        _, total = torch.cuda.mem_get_info(self.place)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total), self.place)
 
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         """Streams that share the device's clock."""

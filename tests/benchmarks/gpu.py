@@ -94,6 +94,10 @@ class Arena:
         """As the device."""
         return self._device.memory()
 
+    def limit(self, nbytes: int) -> None:
+        """As the device."""
+        self._device.limit(nbytes)
+
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         """As the device."""
         return self._device.lanes(clock)

@@ -53,10 +53,15 @@ class DelayedDevice:
         self._random = Random(seed)
         self._longest = longest
         self._own: list[torch.Tensor] = []
+        self._limit = 1 << 62
         self.copied = {"in": 0, "out": 0}  # bytes
 
     def memory(self) -> tuple[int, str] | None:
         return None
+
+    def limit(self, nbytes: int) -> None:
+        self._limit = nbytes
+        self._own.clear()  # a run begins, and the one before has given back what was its
 
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         def lane(name: LaneName, sink: SpanSink) -> Lane:
@@ -69,6 +74,7 @@ class DelayedDevice:
     def allocate(self, nbytes: int) -> torch.Tensor:
         memory = allocate(nbytes).fill_(NOT_A_NUMBER)
         self._own.append(memory)
+        assert sum(own.nbytes for own in self._own) <= self._limit, "more was taken than was planned"
         return memory
 
     def allocate_host(self, nbytes: int) -> torch.Tensor:
