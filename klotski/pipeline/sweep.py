@@ -56,6 +56,7 @@ class Sweeper:
         self._scored = scored
         self._together = together
         self._ahead = ahead or NothingAhead()
+        self._reads_on = ahead is not None and policy.reads_on
         self._entered = -1  # the layer that is being computed, counted through all sweeps
         self._expected = -1  # likewise, the last one whose blocks are expected
         self._choices = 1.0  # of experts, that the group's tokens make in a layer
@@ -318,16 +319,15 @@ class Sweeper:
                 if queue is self._guesses:
                     self._guessed.add(block)
                     self.prefetch[block.layer].requested += 1
-        self._expect()
+        if self._reads_on:
+            self._expect()
         self._ahead.read_on()
 
     def _expect(self) -> None:
         """Say what layers after this one will probably use, as far as there is room for it before the device."""
-        if not self._policy.reads_on:
-            return
         layers = len(self._experts)
         self._expected = max(self._expected, self._entered)
-        while self._ahead.has_room and self._expected < self._entered + layers - 1:
+        while self._expected < self._entered + layers - 1 and self._ahead.has_room:
             self._expected += 1
             layer = self._expected % layers
             likely = self._policy.likely(self._predictor.scores(layer), self._choices)

@@ -47,6 +47,7 @@ class Window:
         self._expected: dict[Block, None] = {}
         self._here: dict[Block, tuple[int, Event]] = {}  # read before they were sent for, or being read
         self._early: deque[tuple[Event, int]] = deque()  # reads that were begun early, and their bytes
+        self._early_bytes = 0
 
     @property
     def has_room(self) -> bool:
@@ -61,18 +62,17 @@ class Window:
     def read_on(self) -> None:
         """Begin to read what is expected, behind all that was sent for, if there is a place; not much at a time."""
         while self._free and (queue := self._urgent or self._expected):
-            while self._early and self._early[0][0].is_done():
-                self._early.popleft()
             place, gone = self._free[0]
-            is_enough = len(self._early) >= FEWEST and sum(nbytes for _, nbytes in self._early) >= EARLY
-            if is_enough or not all(event.is_done() for event in gone):
+            if self._has_enough() or not all(event.is_done() for event in gone):
                 return
             block = next(iter(queue))
             self._unexpect(block)
             self._free.popleft()
             there = self._begin(block, place, gone)
             self._here[block] = place, there
-            self._early.append((there, self._operation(block).nbytes))
+            nbytes = self._operation(block).nbytes
+            self._early.append((there, nbytes))
+            self._early_bytes += nbytes
 
     def carry(self, block: Block, lift: Callable[[int], object], after: Collection[Event]) -> Event:
         """Bring a block through a place, and `lift` it from there after these events."""
@@ -99,6 +99,15 @@ class Window:
             for event in gone:
                 event.wait()
         assert sorted(place for place, _ in self._free) == list(range(self._places)), "a place was lost"
+
+    def _has_enough(self) -> bool:
+        """Whether the disk has been given as much early as it may be."""
+        early = self._early
+        if len(early) < FEWEST or self._early_bytes < EARLY:
+            return False
+        while early and early[0][0].is_done():
+            self._early_bytes -= early.popleft()[1]
+        return len(early) >= FEWEST and self._early_bytes >= EARLY
 
     def _fetch(self, block: Block) -> tuple[int, Event]:
         """Read what was not read early; if all places are taken, into that of what is needed last."""
