@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,8 +44,11 @@ __all__ = [
     "RunConfig",
     "SyntheticWorkload",
     "WorkloadConfig",
-    "is_elsewhere",
+    "has_gpu",
+    "is_overridden",
     "load",
+    "names_a_machine",
+    "read_hardware",
     "register",
 ]
 
@@ -82,15 +86,27 @@ class ModelConfig:
     """`dummy` makes random weights up, of a model of which only the config is there; all of them have to fit."""
     auto_device_memory: str = "auto"
     """What `hw.device_memory=auto` means for the bundled model, beside `hw.runtime_memory`."""
+    note: str = ""
+    """What is said beside each plan and prediction of it, where they are not of the checkpoint as it is published."""
 
 
 @dataclass
 class HwConfig:
-    """Which tiers, and how much of each may be used."""
+    """Which tiers, and how much of each may be used.
+
+    What is `auto` is found out on the machine at hand. Of a certain machine nothing may be, but what follows from the
+    rest: there is nothing here to find it out from.
+    """
 
     name: str = MISSING
+    gpu: str = "auto"
+    """Which GPU: `auto` for the one at hand, if there is one; `none` leaves it alone; or a name, as its driver has it,
+    without the vendor and the form of the card: `GeForce RTX 4090`, `A100`. Where there is none of that name, a run is
+    predicted."""
     elsewhere: bool = False
-    """Whether another machine than this one is described, on which a run can only be predicted."""
+    """Whether a run is only predicted, whatever is at hand."""
+    host: str = ""
+    """The network's name of the machine that was measured, on any other than which a run is predicted."""
     device_memory: str = "auto"
     """Budget where arithmetic happens: weights, slots, KV cache, activations, and, where that is CPU memory, the
     interpreter and torch themselves. `auto`: 80 % of what is free."""
@@ -103,18 +119,19 @@ class HwConfig:
     disk_bandwidth: str = "auto"
     """What blocks come from disk at, to plan by: `1.6GB/s`. `auto`: what earlier runs of the model measured."""
     compute_rate: str = "auto"
-    """What experts are multiplied at, to plan by: `400GFLOP/s`. `auto`: what earlier runs of the model measured."""
+    """What experts are multiplied at, to plan by, where many tokens share a product: `400GFLOP/s`. Of few tokens,
+    `product_bandwidth` and `expert_overhead` set the pace. `auto`: what earlier runs of the model measured."""
     compute_rate_float32: str = "auto"
     """The same for a model in float32. `auto`: as `compute_rate`."""
     dense_rate: str = "auto"
-    """What dense parts are multiplied at, with all that goes on between their products. `auto`: likewise, or three
-    quarters of the experts'."""
+    """What dense parts are multiplied at, with all that goes on between their products, where experts are multiplied
+    at `compute_rate`; in float32 in proportion. `auto`: likewise, or three quarters of the experts'."""
     disk_latency: str = "auto"
     """What a block takes longer if the disk was at rest, to plan by: `3ms`."""
     link_bandwidth: str = "auto"
-    """From CPU memory to a GPU, to plan by: `25GB/s`. `auto`: no GPU, arithmetic happens in CPU memory."""
+    """From CPU memory to a GPU, to plan by: `25GB/s`. `auto`: measured, if there is a GPU."""
     link_bandwidth_back: str = "auto"
-    """From a GPU to CPU memory, to plan by. `auto`: as much."""
+    """From a GPU to CPU memory, to plan by. `auto`: measured, or as much."""
     memory_bandwidth: str = "auto"
     """What cached keys and the head's weights come out of memory at, to plan by: `800GB/s`."""
     host_memory_bandwidth: str = "auto"
@@ -132,24 +149,70 @@ class HwConfig:
     """The pipeline's own, from one operation to the next, likewise: `50us`."""
 
 
+class Range(NamedTuple):
+    """Between which values something lies on any machine: on those that compute on their cores, on those with a GPU."""
+
+    unit: str  # `bytes` of a size, `B` or `FLOP` of a rate, `s` of a time
+    least: float
+    most: float
+    most_of_gpu: float
+
+    def format(self, value: float) -> str:
+        """A value as people write it."""
+        match self.unit:
+            case "s":
+                return format_seconds(value)
+            case "FLOP":
+                return format_flops(value)
+            case "B":
+                return f"{format_size(value)}/s"
+        return format_size(value)
+
+
 PLAUSIBLE = {
-    "disk_bandwidth": (1e7, 1e11, "B"),
-    "link_bandwidth": (1e9, 2e12, "B"),
-    "link_bandwidth_back": (1e9, 2e12, "B"),
-    "memory_bandwidth": (1e9, 1e14, "B"),
-    "host_memory_bandwidth": (1e9, 1e14, "B"),
-    "product_bandwidth": (1e8, 1e14, "B"),
-    "compute_rate": (1e8, 1e17, "FLOP"),
-    "compute_rate_float32": (1e8, 1e17, "FLOP"),
-    "dense_rate": (1e8, 1e17, "FLOP"),
-    "disk_latency": (1e-6, 1.0, "s"),
-    "batch_overhead": (1e-7, 1.0, "s"),
-    "expert_overhead": (1e-7, 1.0, "s"),
-    "wake_overhead": (1e-7, 1.0, "s"),
-    "operation_overhead": (1e-7, 1.0, "s"),
+    # The largest servers hold 32 TB, the largest GPUs some 300 GB. A model of a few kilobytes needs next to nothing.
+    "device_memory": Range("bytes", 1, 40e12, 500e9),
+    "host_memory": Range("bytes", 1, 40e12, 40e12),
+    "runtime_memory": Range("bytes", 0, 50e9, 50e9),
+    # From a worn disk to four NVMe drives of PCIe 5 side by side.
+    "disk_bandwidth": Range("B", 1e7, 3e10, 3e10),
+    # From PCIe 3 x1 to NVLink-C2C, which gives 450 GB/s each way.
+    "link_bandwidth": Range("B", 5e8, 5e11, 5e11),
+    "link_bandwidth_back": Range("B", 5e8, 5e11, 5e11),
+    # Two sockets of twelve channels of DDR5 have 1.2 TB/s; the largest GPUs 8 TB/s.
+    "memory_bandwidth": Range("B", 1e9, 1.3e12, 1e13),
+    "host_memory_bandwidth": Range("B", 1e9, 1.3e12, 1.3e12),
+    "product_bandwidth": Range("B", 1e8, 1.3e12, 1e13),
+    # Two sockets with matrix units reach some hundred TFLOP/s; a B200 has a peak of 2.3 PFLOP/s in bfloat16.
+    "compute_rate": Range("FLOP", 1e8, 1e15, 5e15),
+    "compute_rate_float32": Range("FLOP", 1e8, 1e14, 5e14),
+    "dense_rate": Range("FLOP", 1e8, 1e15, 5e15),
+    "disk_latency": Range("s", 1e-6, 0.1, 0.1),
+    "batch_overhead": Range("s", 1e-7, 0.1, 0.1),
+    "expert_overhead": Range("s", 1e-7, 0.1, 0.1),
+    "wake_overhead": Range("s", 1e-7, 0.1, 0.1),
+    "operation_overhead": Range("s", 1e-7, 0.01, 0.01),
 }
-"""Between which values each of them lies on any machine, and in which unit."""
-OF_A_GPU = ("device_memory", "runtime_memory", "host_memory", "memory_bandwidth", "compute_rate", "disk_bandwidth")
+OVER_PCIE = 130e9  # bytes a second: x16 of its sixth generation, each way
+OVER_NVLINK = re.compile(r"GH200|GB200|GB300|GB10")  # GPUs that share a board with their CPU
+OF_EACH = (
+    "device_memory",
+    "runtime_memory",
+    "disk_bandwidth",
+    "disk_latency",
+    "memory_bandwidth",
+    "compute_rate",
+    "compute_rate_float32",
+    "dense_rate",
+    "batch_overhead",
+    "expert_overhead",
+    "operation_overhead",
+)
+"""What has to be said of a certain machine."""
+OF_A_GPU = ("link_bandwidth", "link_bandwidth_back", "host_memory", "host_memory_bandwidth")
+"""And, if it has a GPU, of the way there and what lies below."""
+OF_CORES = ("product_bandwidth", "wake_overhead")
+"""And otherwise, of cores that multiply."""
 
 
 @dataclass
@@ -310,9 +373,21 @@ def load(composed: DictConfig) -> RunConfig:
     return config
 
 
-def is_elsewhere(config: RunConfig) -> bool:
-    """Whether another machine is described, or one with a GPU, on which nothing runs yet."""
-    return config.hw.elsewhere or config.hw.link_bandwidth != "auto"
+def names_a_machine(hw: HwConfig) -> bool:
+    """Whether a certain machine is meant, with all that it has, so that nothing of the one at hand is said of it."""
+    return hw.elsewhere or bool(hw.host) or has_gpu(hw)
+
+
+def has_gpu(hw: HwConfig) -> bool:
+    """Whether the machine that is described has a GPU."""
+    return hw.gpu not in ("auto", "none") or hw.link_bandwidth != "auto"
+
+
+def is_overridden(key: str) -> bool:
+    """Whether the command line sets a key itself, and not the option of its group."""
+    if not HydraConfig.initialized():
+        return False
+    return any(text.lstrip("+").partition("=")[0] == key for text in HydraConfig.get().overrides.task)
 
 
 def check(config: RunConfig) -> None:
@@ -320,10 +395,7 @@ def check(config: RunConfig) -> None:
     for key, path in (("model.path", config.model.path), ("workload.path", getattr(config.workload, "path", "-"))):
         if not path:
             raise ConfigError(f"{key} has no value and needs one; set {key}=...")
-    parse_size("hw.device_memory", config.hw.device_memory)
-    parse_size("hw.host_memory", config.hw.host_memory)
     parse_size("model.auto_device_memory", config.model.auto_device_memory)
-    parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
     check_hardware(config.hw)
     parse_count("hw.threads", config.hw.threads)
     parse_count("pipeline.prefill_tokens", config.pipeline.prefill_tokens)
@@ -352,17 +424,39 @@ def check(config: RunConfig) -> None:
 
 
 def check_hardware(hw: HwConfig) -> None:
-    """Refuse rates that no machine has, and a GPU of which too little is said."""
-    for name, (least, most, unit) in PLAUSIBLE.items():
-        key, text = f"hw.{name}", getattr(hw, name)
-        value = parse_seconds(key, text) if unit == "s" else parse_rate(key, text, unit)
-        if value is not None and not least <= value <= most:
-            form = {"s": format_seconds, "B": lambda rate: f"{format_size(rate)}/s", "FLOP": format_flops}[unit]
-            raise ConfigError(f"{key}={text} is not what a machine has; it lies between {form(least)} and {form(most)}")
-    if hw.link_bandwidth != "auto":
-        for name in OF_A_GPU:
-            if getattr(hw, name) == "auto":
-                raise ConfigError(f"hw.{name} has no value, and a GPU (hw.link_bandwidth) needs one; set hw.{name}=...")
+    """Refuse values that no machine has, and a certain machine of which too little is said."""
+    for name, plausible in PLAUSIBLE.items():
+        key, text, value = f"hw.{name}", getattr(hw, name), read_hardware(hw, name)
+        most = plausible.most_of_gpu if has_gpu(hw) else plausible.most
+        if name.startswith("link_") and has_gpu(hw) and hw.gpu != "auto" and not OVER_NVLINK.search(hw.gpu):
+            most = OVER_PCIE
+        if value is not None and not plausible.least <= value <= most:
+            bounds = f"{plausible.format(plausible.least)} and {plausible.format(most)}"
+            raise ConfigError(f"{key}={text} is not what a machine has; it lies between {bounds}")
+    if hw.gpu == "none" and hw.link_bandwidth != "auto":
+        raise ConfigError(f"hw.gpu=none leaves hw.link_bandwidth={hw.link_bandwidth} nowhere to lead; set it to auto")
+    if names_a_machine(hw):
+        for name in (*OF_EACH, *(OF_A_GPU if has_gpu(hw) else OF_CORES)):
+            if read_hardware(hw, name) is None:
+                raise ConfigError(
+                    f"hw.{name} has no value, and of a machine that hw={hw.name} names nothing is found out; "
+                    f"set hw.{name}=..."
+                )
+
+
+def read_hardware(hw: HwConfig, name: str) -> float | None:
+    """A number of the hardware, in bytes, seconds or units a second; None for `auto`.
+
+    Raises:
+        ConfigError: it is not one; the message names the key.
+    """
+    key, text, plausible = f"hw.{name}", getattr(hw, name), PLAUSIBLE[name]
+    match plausible.unit:
+        case "bytes":
+            return parse_size(key, text, least=int(plausible.least))
+        case "s":
+            return parse_seconds(key, text)
+    return parse_rate(key, text, plausible.unit)
 
 
 def check_workload(workload: WorkloadConfig) -> None:

@@ -13,7 +13,8 @@ UNITS = {"": 1, "b": 1} | {
 }
 FLOPS = {prefix + "flop": 1000**power for power, prefix in enumerate(("", "k", "m", "g", "t", "p"))}
 TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
-BITS = re.compile(r"[KMGT]i?b(ps|/s)|bits?/s|bps$")  # a small b behind a large prefix, as people write bits
+BITS = re.compile(r"b(?:its?)?(?:ps|/s)$")  # a small b, as people write bits
+BARE = 1_000_000  # bytes: a smaller number without a unit is one of gigabytes, whose unit was forgotten
 RATES = {"B": ({unit: UNITS[unit] for unit in UNITS if unit.endswith("b")}, "2GB/s"), "FLOP": (FLOPS, "400GFLOP/s")}
 
 
@@ -23,7 +24,7 @@ def parse_size(key: str, text: str, least: int = 1) -> int | None:
     GB is 10^9 bytes; GiB and a bare G are 2^30.
 
     Raises:
-        ConfigError: it is not a size, or below `least` (0 or 1).
+        ConfigError: it is not a size, below `least` (0 or 1), or a small number without a unit.
     """
     if text.strip().lower() == "auto":
         return None
@@ -33,6 +34,8 @@ def parse_size(key: str, text: str, least: int = 1) -> int | None:
     size: int = round(float(match[1]) * UNITS[match[2]])
     if size < least:
         raise ConfigError(f"{key}={text} must be above zero")
+    if not match[2] and 0 < size < BARE:
+        raise ConfigError(f"{key}={text} has no unit; write it like {text.strip()}GB")
     return size
 
 
@@ -45,7 +48,7 @@ def parse_rate(key: str, text: str, unit: str) -> float | None:
     if text.strip().lower() == "auto":
         return None
     units, example = RATES[unit]
-    if unit == "B" and BITS.search(text):
+    if unit == "B" and BITS.search(text.strip()):
         raise ConfigError(f"{key}={text} is in bits; write bytes, eight times less, like {example}")
     match = re.fullmatch(r"([0-9]{1,18}(?:\.[0-9]*)?)\s*([a-z]+)/s", text.strip().lower())
     if match is None or match[2] not in units:

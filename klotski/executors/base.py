@@ -1,13 +1,17 @@
 """The contract of an executor, and the registry by name."""
 
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
+from klotski.assets import BUNDLED
 from klotski.core import Products
 from klotski.errors import ConfigError
 from klotski.executors.garbage import uncollected
-from klotski.schema import LoadFormat, RunConfig, is_elsewhere
+from klotski.planner.hardware import find_gpus, is_gpu
+from klotski.schema import HwConfig, LoadFormat, ModelConfig, RunConfig, has_gpu, read_hardware
 from klotski.telemetry import Recorder, RunLog, Totals
+from klotski.units import format_size
 
 __all__ = ["Executor", "create"]
 
@@ -41,11 +45,9 @@ def create(config: RunConfig) -> Executor:
 
 
 def _torch(config: RunConfig) -> Executor:
-    if is_elsewhere(config):
-        raise ConfigError(
-            f"hw={config.hw.name} is another machine than this one; set hw=auto to run here, or executor=simulate to "
-            "predict"
-        )
+    if machine := another_machine(config.hw):
+        raise ConfigError(f"{machine}; set hw=auto to run here, or executor=simulate to predict")
+    check_memory(config.hw)
     if config.pipeline.products is Products.batch:
         raise ConfigError(
             "pipeline.products=batch is how other engines multiply, and can only be predicted; set executor=simulate"
@@ -72,17 +74,62 @@ def _auto(config: RunConfig) -> Executor:
 
 def why_not_here(config: RunConfig) -> str | None:
     """Why a run can only be predicted, and how to run it for real; None if it can be run."""
-    from klotski.weights import find_local
+    from klotski.weights.finding import find_folder
 
-    model = config.model
-    needs_weights = model.shape and model.load_format is not LoadFormat.dummy
-    is_away = bool(needs_weights) and find_local(model.path) is None
-    if is_elsewhere(config):
-        weights = f", where the weights of {model.path} are not either" if is_away else ""
-        return f"hw={config.hw.name} is another machine than this one{weights}; hw=auto executor=torch runs here"
+    path, is_away = config.model.path, lacks_weights(config.model)
+    if machine := another_machine(config.hw):
+        weights = f", and the weights of {path} are not here either" if is_away else ""
+        return f"{machine}{weights}; there the same command runs, and hw=auto executor=torch runs here"
+    if is_away and find_folder(path):
+        return f"{path} is a config without weights; with the files of its checkpoint beside it, the same command runs"
     if is_away:
-        return f"the weights of {model.path} are not on this machine; executor=torch fetches and runs them"
+        return f"the weights of {path} are not on this machine; executor=torch fetches and runs them"
     return None
+
+
+def another_machine(hw: HwConfig) -> str | None:
+    """By what the machine that is described is not the one at hand; None: it is, as far as can be told."""
+    sentence = f"hw={hw.name} is another machine than this one"
+    if hw.elsewhere or hw.host not in ("", socket.gethostname()):
+        return sentence
+    if has_gpu(hw) and not is_at_hand(hw.gpu):
+        return f"{sentence}, which has no {'GPU' if hw.gpu == 'auto' else hw.gpu} that torch can use"
+    return None
+
+
+def is_at_hand(gpu: str) -> bool:
+    """Whether there is such a GPU, and torch can use it; torch takes seconds to load, and is asked last."""
+    if not sizes_of(gpu):
+        return False
+    from klotski.executors.devices import find_gpu
+
+    return find_gpu(gpu) is not None
+
+
+def sizes_of(gpu: str) -> list[int]:
+    """Bytes of memory of each GPU of this name, or with `auto` of any, that is here."""
+    return [size for found, size in find_gpus() if gpu == "auto" or is_gpu(gpu, found)]
+
+
+def check_memory(hw: HwConfig) -> None:
+    """Refuse a budget that is more than the GPU at hand has: GB and GiB are easily confused."""
+    granted, sizes = read_hardware(hw, "device_memory"), sizes_of(hw.gpu)
+    if granted and sizes and granted > max(sizes) and is_at_hand(hw.gpu):
+        raise ConfigError(
+            f"hw.device_memory={hw.device_memory} is more than the {format_size(max(sizes))} of the GPU; set it to "
+            "less, or executor=simulate to predict"
+        )
+
+
+def lacks_weights(model: ModelConfig) -> bool:
+    """Whether of a model there is a config or a shape here, and no weights. Those of any other are fetched."""
+    from klotski.weights.finding import find_folder, find_local, has_weights
+
+    if model.load_format is LoadFormat.dummy or model.path == BUNDLED:
+        return False
+    if folder := find_folder(model.path):
+        return (folder / "config.json").exists() and not has_weights(folder)
+    return bool(model.shape) and find_local(model.path) is None
 
 
 EXECUTORS: dict[str, Callable[[RunConfig], Executor]] = {"auto": _auto, "torch": _torch, "simulate": _simulate}

@@ -4,14 +4,16 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+import psutil
 import torch
 
 from klotski.core import LaneName
 from klotski.lanes import Clock, InlineLane, Lane, SpanSink
 from klotski.lanes.cuda import CudaClock, CudaComputeLane, CudaLane, pin
+from klotski.planner.hardware import is_gpu
 from klotski.weights.memory import allocate
 
-__all__ = ["CpuDevice", "CudaDevice", "Device", "find_device"]
+__all__ = ["CpuDevice", "CudaDevice", "Device", "find_device", "find_gpu", "name_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +144,23 @@ class CudaDevice:
         torch.cuda.synchronize(self.place)
 
 
-def find_device(hardware: str) -> Device:
-    """The GPU, if there is one that torch can use, and `hw=cpu` does not leave it alone; else the cores."""
-    return CudaDevice() if hardware != "cpu" and torch.cuda.is_available() else CpuDevice()
+def find_device(gpu: str) -> Device:
+    """The GPU of this name (see `HwConfig.gpu`), if there is one that torch can use; else the cores."""
+    return (None if gpu == "none" else find_gpu(gpu)) or CpuDevice()
+
+
+def find_gpu(name: str) -> CudaDevice | None:
+    """The first GPU of this name, or with `auto` of any, that torch can use."""
+    if not torch.cuda.is_available():
+        return None
+    for index in range(torch.cuda.device_count()):
+        if name == "auto" or is_gpu(name, torch.cuda.get_device_name(index)):
+            return CudaDevice(index)
+    return None
+
+
+def name_of(device: Device) -> str:
+    """What a device is called by those who know it: its driver, or how many cores there are."""
+    if device.place.type == "cuda":
+        return torch.cuda.get_device_name(device.place)
+    return f"{psutil.cpu_count()} cores"

@@ -20,22 +20,29 @@ from platformdirs import user_cache_path
 
 from klotski.pipeline import RoutingTable
 from klotski.planner import NOMINAL, Rates
+from klotski.planner.rates import NOMINAL_GPU
 
 __all__ = ["History", "home_of"]
 
 logger = logging.getLogger(__name__)
 
 KEPT = ("disk", "start", "product", "compute", "dense_share", "turn", "step", "between", "wake")  # of the rates
+KEPT_OF_A_GPU = (*KEPT, "link", "back", "memory", "below")
 RUNS = 5  # whose rates are remembered; machines are shared, so the median of them counts
 
 
 class History:
-    """What is known of the model in `folder`. `setting`: a folder, `none`, or `auto` for the user's cache."""
+    """What is known of the model in `folder`. `setting`: a folder, `none`, or `auto` for the user's cache.
 
-    def __init__(self, setting: str, name: str, folder: Path) -> None:
+    `on_gpu`: of the machine, what it reaches with its GPU, which is kept apart from what its cores do.
+    """
+
+    def __init__(self, setting: str, name: str, folder: Path, *, on_gpu: bool = False) -> None:
         self._file: Path | None = None
         self._known: dict[str, NDArray[Any]] = {}
-        self._rates = f"rates_{socket.gethostname()}"  # a home may be shared between machines
+        self._rates = f"rates_{socket.gethostname()}" + "_gpu" * on_gpu  # a home may be shared between machines
+        self._kept = KEPT_OF_A_GPU if on_gpu else KEPT
+        self._otherwise = NOMINAL_GPU if on_gpu else NOMINAL
         if (home := home_of(setting)) is not None:
             self._file = home / f"{name}-{fingerprint(folder)}.npz"
             self._known = read(self._file)
@@ -50,8 +57,8 @@ class History:
         runs = self._runs()
         if not runs:
             return None
-        known = dict(zip(KEPT, map(median, zip(*runs, strict=True)), strict=True))
-        return NOMINAL._replace(**known, reason="measured by earlier runs of this model")
+        known = dict(zip(self._kept, map(median, zip(*runs, strict=True)), strict=True))
+        return self._otherwise.because("measured by earlier runs of this model", **known)
 
     def shares(self, experts: Sequence[int], top_k: int) -> list[list[float]] | None:
         """For each layer, the share of tokens that chose each expert; None: no run."""
@@ -63,16 +70,16 @@ class History:
     def _runs(self) -> list[list[float]]:
         """What each run reached; another version may have kept something else."""
         runs: list[list[float]] = self._known.get(self._rates, np.empty((0, 0))).tolist()
-        return [rates for rates in runs if len(rates) == len(KEPT)]
+        return [rates for rates in runs if len(rates) == len(self._kept)]
 
     def keep(self, table: RoutingTable, rates: Rates | None) -> None:
         """Add what this run learned; None: nothing of the machine. What goes wrong is said, and fails no run."""
         if self._file is None:
             return
-        known = table.arrays()
+        known = {name: runs for name, runs in self._known.items() if name.startswith("rates_")} | table.arrays()
         runs = self._runs()
         if rates is not None:
-            runs.append([getattr(rates, name) for name in KEPT])
+            runs.append([getattr(rates, name) for name in self._kept])
         if runs:
             known[self._rates] = np.array(runs[-RUNS:])
         try:

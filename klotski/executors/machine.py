@@ -7,21 +7,22 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from datetime import date
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import psutil
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from klotski.executors.devices import Device
+from klotski.executors.devices import Device, name_of
 from klotski.executors.history import home_of
 from klotski.executors.rates import rate
 from klotski.model import OpenModel
 from klotski.planner import NOMINAL, Rates
+from klotski.planner.rates import NOMINAL_GPU
 from klotski.weights.memory import allocate
 from klotski.weights.reader import Reader
 
@@ -32,48 +33,69 @@ logger = logging.getLogger(__name__)
 SECONDS = 0.25  # of each measurement
 ENOUGH = 1 << 30  # bytes of weights: a smaller model is planned by nominal rates, before it would be measured
 COPIED = 256 << 20  # bytes
+LAUNCHES = 100  # with one wait for all
+OF_A_TURN, OF_A_STEP = 80, 10  # launches: some 40 and 5 kernels, and as long again for the Python between; assumed
+SEQUENCES, HEADS, CONTEXT, WIDTH = 64, 8, 512, 128  # of keys and values, as of Mixtral's
 ROWS, FEW, WIDE, DEEP = 768, 16, 2048, 4096  # tokens of products, many and few, and the sides of an expert's matrix
+
+
+class Measured(NamedTuple):
+    """A number, and the day on which it was measured."""
+
+    value: float
+    date: str
 
 
 def machine_rates(setting: str, model: OpenModel, device: Device) -> Rates | None:
     """What this machine reaches; None: it has not been measured, and a small model is not worth it.
 
-    `setting`: where it is kept, as for `History`; nothing is measured where nothing may be kept. The disk is measured
-    with the model's own blocks, where they are at hand.
+    `setting`: where it is kept, as for `History`; where nothing may be kept only a GPU is measured. The disk is
+    measured with the model's own blocks, where they are at hand.
     """
     home = home_of(setting)
-    if home is None or sum(layout.slot_bytes for layout in model.layouts.values()) < ENOUGH:
+    if sum(layout.slot_bytes for layout in model.layouts.values()) < ENOUGH or not (home or device.has_host_tier):
         return None
-    file = home / f"machine-{socket.gethostname()}.json"
-    kept = read(file)
+    file = home and home / f"machine-{socket.gethostname()}.json"
+    kept = read(file) if file else {}
+    where = f"{name_of(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    known, wanted = kept.get(where, {}), measurements(model, device)
+    if missing := wanted.keys() - known.keys():
+        logger.info("measuring %s, once", " and ".join(sorted(each.partition("_")[0] for each in missing)))
+        known |= {each: Measured(wanted[each](), f"{date.today():%Y-%m-%d}") for each in missing}
+        if file:
+            keep(file, kept | {where: known})
+    return as_rates({name: Measured(*known[name]) for name in wanted if name in known}, where, device)
+
+
+def measurements(model: OpenModel, device: Device) -> dict[str, Callable[[], float]]:
+    """What can be measured with this model, and how."""
     dtype = model.shell.dtype
     name = str(dtype).removeprefix("torch.")
-    where = f"{device.place.type}_" if device.has_host_tier else ""
-    compute, product = f"{where}compute_{name}", f"{where}product_{name}"
     wanted: dict[str, Callable[[], float]] = {
-        compute: lambda: multiply(ROWS, dtype, device) * 2 * ROWS,
-        product: lambda: multiply(FEW, dtype, device) * dtype.itemsize,
+        f"compute_{name}": lambda: multiply(ROWS, dtype, device) * 2 * ROWS,
+        f"product_{name}": lambda: multiply(FEW, dtype, device) * dtype.itemsize,
     }
     if device.has_host_tier:
         wanted["link"] = lambda: copy_blocks(device, inward=True)
         wanted["back"] = lambda: copy_blocks(device, inward=False)
+        wanted["memory"] = lambda: copy_within(device)
+        wanted[f"below_{name}"] = lambda: look(dtype)
+        wanted["launch"] = lambda: launch(device)
     if any(layout.requests for layout in model.layouts.values()):
         wanted["disk"] = lambda: read_blocks(model)
-    if missing := wanted.keys() - kept.keys():
-        logger.info("measuring %s, once", " and ".join(sorted(each.partition("_")[0] for each in missing)))
-        kept |= {each: wanted[each]() for each in missing}
-        kept["machine"] = f"{torch.get_num_threads()} of {psutil.cpu_count()} cores, {date.today():%Y-%m-%d}"
-        keep(file, kept)
-    reason = f"measured on this machine ({kept['machine']})"
-    disk = kept.get("disk")
-    return NOMINAL._replace(
-        compute=kept[compute],
-        product=kept[product],
-        disk=disk or NOMINAL.disk,
-        link=kept["link"] if device.has_host_tier else None,
-        back=kept["back"] if device.has_host_tier else None,
-        reason=reason if disk else f"arithmetic {reason}, the disk not yet",
-    )
+    return wanted
+
+
+def as_rates(known: Mapping[str, Measured], where: str, device: Device) -> Rates:
+    """What was measured, and otherwise what is nominal, each with its reason."""
+    rates = NOMINAL_GPU if device.has_host_tier else NOMINAL
+    for name, (value, day) in known.items():
+        reason, what = f"measured on this machine ({where}, {day})", name.partition("_")[0]
+        if what == "launch":
+            rates = rates.because(f"launches, {reason}", turn=OF_A_TURN * value, step=OF_A_STEP * value)
+        else:
+            rates = rates.because(reason, **{what: value})
+    return rates
 
 
 def multiply(rows: int, dtype: torch.dtype, device: Device) -> float:
@@ -104,6 +126,49 @@ def copy_blocks(device: Device, *, inward: bool) -> float:
 
     copy()  # fresh memory costs more than copying
     return rate(copy, SECONDS)
+
+
+def copy_within(device: Device) -> float:
+    """Bytes a second that a device's own memory gives and takes."""
+    one, other = device.allocate(COPIED), device.allocate(COPIED)
+
+    def copy() -> int:
+        other.copy_(one)
+        device.wait()
+        return 2 * COPIED
+
+    copy()  # the first one makes its kernel
+    return rate(copy, SECONDS)
+
+
+def look(dtype: torch.dtype) -> float:
+    """Bytes a second of keys and values that the cores look at, for one new token of each sequence."""
+    query = torch.ones(SEQUENCES, 4 * HEADS, 1, WIDTH, dtype=dtype)
+    keys, values = (torch.ones(SEQUENCES, HEADS, CONTEXT, WIDTH, dtype=dtype) for _ in range(2))
+
+    def attend() -> int:
+        scaled_dot_product_attention(query, keys, values, enable_gqa=True)
+        return keys.nbytes + values.nbytes
+
+    with torch.inference_mode():
+        attend()  # fresh memory costs more
+        return rate(attend, SECONDS)
+
+
+def launch(device: Device) -> float:
+    """Seconds from one small operation to the next, where nobody waits for what they come to."""
+    with device.place:
+        one = torch.ones(1)
+
+    def launches() -> int:
+        for _ in range(LAUNCHES):
+            torch.add(one, 1, out=one)
+        device.wait()
+        return LAUNCHES
+
+    with torch.inference_mode():
+        launches()  # the first one makes its kernel
+        return 1 / rate(launches, SECONDS)
 
 
 def read_blocks(model: OpenModel) -> float:

@@ -1,6 +1,7 @@
 """What a config grants and wishes, as a plan: the budget, the choices that are made already, and what is said of it."""
 
 import logging
+import socket
 from collections.abc import Sequence
 
 from klotski.assets import BUNDLED
@@ -20,14 +21,39 @@ from klotski.planner import (
     make_plan,
     runtime_memory,
 )
-from klotski.schema import LoadFormat, RunConfig
-from klotski.units import format_flops, format_size, parse_count, parse_rate, parse_seconds, parse_size
+from klotski.planner.rates import NOMINAL_GPU
+from klotski.schema import (
+    OF_A_GPU,
+    PLAUSIBLE,
+    HwConfig,
+    LoadFormat,
+    RunConfig,
+    is_overridden,
+    names_a_machine,
+    read_hardware,
+)
+from klotski.units import format_flops, format_size, parse_count, parse_size
 from klotski.workload import in_batch_order
 
 __all__ = ["describe", "find_terms", "hardware_file", "is_described", "plan_run"]
 
 logger = logging.getLogger(__name__)
 
+SETTINGS = {
+    "link": "link_bandwidth",
+    "back": "link_bandwidth_back",
+    "disk": "disk_bandwidth",
+    "start": "disk_latency",
+    "compute": "compute_rate",
+    "memory": "memory_bandwidth",
+    "below": "host_memory_bandwidth",
+    "product": "product_bandwidth",
+    "turn": "batch_overhead",
+    "step": "expert_overhead",
+    "between": "operation_overhead",
+    "wake": "wake_overhead",
+}
+"""By which key of the config each of the rates is set."""
 GPU_CONTEXT = 600 << 20  # bytes of a GPU that its libraries take for themselves; assumed, not measured
 
 
@@ -45,7 +71,7 @@ def find_terms(
     many.
     """
     lengths = [(len(request.prompt), request.max_tokens) for request in in_batch_order(requests)]
-    rates = choose_rates(config, known or NOMINAL, dtype)
+    rates = choose_rates(config, known or (NOMINAL if own is None else NOMINAL_GPU), dtype)
     wished = wishes(config)
     if rates.link is not None:  # weights that are made up are so in CPU memory, and stream from there
         wished = wished._replace(all_stay=False)
@@ -69,22 +95,20 @@ def plan_run(terms: Terms) -> Plan:
 
 def grant(config: RunConfig, of_gpu: tuple[int, str] | None = None) -> Budget:
     """The budget, and why it is that. `of_gpu`: bytes that a GPU has free, and why so many."""
+    hw = config.hw
+    granted = parse_size("hw.device_memory", hw.device_memory)
+    host = parse_size("hw.host_memory", hw.host_memory)
+    runtime = parse_size("hw.runtime_memory", hw.runtime_memory, least=0)
+    as_set = whence(hw, "device_memory")
     if of_gpu is not None:
         free, reason = of_gpu
-        host = parse_size("hw.host_memory", config.hw.host_memory) or free_memory()[0]
-        set_bytes = parse_size("hw.device_memory", config.hw.device_memory)
-        runtime = parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
         context = GPU_CONTEXT if runtime is None else runtime
-        return Budget(set_bytes or free + context, "as set" if set_bytes else reason, context, host)
-    granted = parse_size("hw.device_memory", config.hw.device_memory)
-    own = parse_size("model.auto_device_memory", config.model.auto_device_memory)
-    runtime = parse_size("hw.runtime_memory", config.hw.runtime_memory, least=0)
+        return Budget(granted or free + context, as_set if granted else reason, context, host or free_memory()[0])
     if runtime is None:
         runtime = runtime_memory()
     if granted is not None:
-        host = parse_size("hw.host_memory", config.hw.host_memory) or 0
-        reason = "as set" if config.hw.link_bandwidth == "auto" else f"of hw={config.hw.name}"
-        return Budget(granted, reason, runtime, host)
+        return Budget(granted, as_set, runtime, host or 0)
+    own = parse_size("model.auto_device_memory", config.model.auto_device_memory)
     if own is not None and config.model.path == BUNDLED:
         reason = f"{format_size(own)} beside the interpreter, so that model={config.model.name} has to stream"
         return Budget(own + runtime, reason, runtime)
@@ -113,74 +137,63 @@ def wishes(config: RunConfig) -> Wishes:
 
 
 def choose_rates(config: RunConfig, otherwise: Rates, dtype: str = "bfloat16") -> Rates:
-    """The rates to plan by: those that are set, and otherwise these."""
-    hw = config.hw
-    disk = parse_rate("hw.disk_bandwidth", hw.disk_bandwidth, "B")
-    compute = parse_rate("hw.compute_rate", hw.compute_rate, "FLOP")
-    if dtype == "float32":
-        compute = parse_rate("hw.compute_rate_float32", hw.compute_rate_float32, "FLOP") or compute
-    link = parse_rate("hw.link_bandwidth", hw.link_bandwidth, "B")
-    back = parse_rate("hw.link_bandwidth_back", hw.link_bandwidth_back, "B")
-    memory = parse_rate("hw.memory_bandwidth", hw.memory_bandwidth, "B")
-    below = parse_rate("hw.host_memory_bandwidth", hw.host_memory_bandwidth, "B")
-    product = parse_rate("hw.product_bandwidth", hw.product_bandwidth, "B")
-    turn = parse_seconds("hw.batch_overhead", hw.batch_overhead)
-    step = parse_seconds("hw.expert_overhead", hw.expert_overhead)
-    between = parse_seconds("hw.operation_overhead", hw.operation_overhead)
-    wake = parse_seconds("hw.wake_overhead", hw.wake_overhead)
-    start = parse_seconds("hw.disk_latency", hw.disk_latency)
-    dense = parse_rate("hw.dense_rate", hw.dense_rate, "FLOP")
-    match disk, compute:
-        case _ if link is not None:
-            reason = f"of hw={hw.name}"
-        case None, None:
-            reason = otherwise.reason
-        case _, None:
-            reason = f"the disk's as set, arithmetic's {otherwise.reason}"
-        case None, _:
-            reason = f"arithmetic's as set, the disk's {otherwise.reason}"
-        case _:
-            reason = "as set"
-    multiplied = compute or otherwise.compute
-    return Rates(
-        disk=disk or otherwise.disk,
-        compute=multiplied,
-        reason=reason,
-        dense_share=dense / multiplied if dense else otherwise.dense_share,
-        memory=memory or otherwise.memory,
-        product=product or memory or otherwise.product,
-        turn=turn or otherwise.turn,
-        step=step or otherwise.step,
-        between=between or otherwise.between,
-        wake=wake or otherwise.wake,
-        start=start or otherwise.start,
-        link=link or otherwise.link,
-        back=back or link or otherwise.back,
-        below=below or otherwise.below,
-    )
+    """The rates to plan by, each with its reason: those that are set, and otherwise these."""
+    hw, rates = config.hw, otherwise
+    keys = SETTINGS
+    if dtype == "float32" and hw.compute_rate_float32 != "auto":
+        keys = {**SETTINGS, "compute": "compute_rate_float32"}
+    for name, key in keys.items():
+        if (value := read_hardware(hw, key)) is not None:
+            rates = rates.because(whence(hw, key), **{name: value})
+    if (dense := read_hardware(hw, "dense_rate")) is not None:  # a share, which float32 has as well
+        share = dense / (read_hardware(hw, "compute_rate") or otherwise.compute)
+        rates = rates.because(whence(hw, "dense_rate"), dense_share=share)
+    if hw.product_bandwidth == "auto" and hw.memory_bandwidth != "auto":
+        rates = rates.because("as memory's", product=rates.memory)
+    if hw.link_bandwidth_back == "auto" and rates.link is not None and hw.link_bandwidth != "auto":
+        rates = rates.because("as the way in", back=rates.link)
+    reasons = {name: rates.why(name) for name in (*SETTINGS, "dense_share")}
+    return rates._replace(reason=rates.in_short(), reasons=reasons)
 
 
-def hardware_file(rates: Rates) -> str:
-    """What a run measured, as an option of the group `hw` that another can plan and predict by."""
-    settings = {
-        "disk_bandwidth": f"{format_size(rates.disk)}/s",
-        "disk_latency": f"{1e3 * rates.start:.3g}ms",
-        "memory_bandwidth": f"{format_size(rates.memory)}/s",
-        "product_bandwidth": f"{format_size(rates.product)}/s",
-        "compute_rate": format_flops(rates.compute),
-        "dense_rate": format_flops(rates.dense_share * rates.compute),
-        "batch_overhead": f"{1e6 * rates.turn:.0f}us",
-        "expert_overhead": f"{1e6 * rates.step:.0f}us",
-        "wake_overhead": f"{max(1.0, 1e6 * rates.wake):.0f}us",
-        "operation_overhead": f"{1e6 * rates.between:.0f}us",
-    }
+def whence(hw: HwConfig, key: str) -> str:
+    """Where a value of the config is from: the option of a certain machine, or whoever set it."""
+    return f"of hw={hw.name}" if names_a_machine(hw) and not is_overridden(f"hw.{key}") else "as set"
+
+
+def hardware_file(rates: Rates, budget: Budget, gpu: str) -> str:
+    """What a run measured, as an option of the group `hw` that another can plan and predict by.
+
+    `budget`: what the run was granted. `gpu`: its name, or `none`.
+    """
+    values = {"device_memory": f"{budget.nbytes}B", "runtime_memory": f"{budget.runtime}B"}
+    if rates.link is not None:
+        values["host_memory"] = f"{budget.host}B"
+    for name, key in SETTINGS.items():
+        if (value := getattr(rates, name)) is not None and (rates.link is not None or key not in OF_A_GPU):
+            values[key] = f"{write_value(key, value)}  # {rates.why(name)}"
+    flops = format_flops(rates.compute)
+    values["compute_rate_float32"] = f"{flops}  # as in the type that was run in"
+    values["dense_rate"] = f"{format_flops(rates.dense_share * rates.compute)}  # {rates.why('dense_share')}"
     head = [
         "# What a run reached on its machine. To plan and to predict by it, anywhere, with this file in FOLDER/hw:",
         "#   klotski --config-dir FOLDER hw=measured executor=simulate",
         "defaults: [schema/hw@_here_, _self_]",
         "name: measured",
+        f"host: {socket.gethostname()}  # where it runs; anywhere else it is predicted",
+        f"gpu: {gpu}",
     ]
-    return "\n".join([*head, *(f"{key}: {value}" for key, value in settings.items())]) + "\n"
+    return "\n".join([*head, *(f"{key}: {value}" for key, value in values.items())]) + "\n"
+
+
+def write_value(key: str, value: float) -> str:
+    """A rate or a time as the config reads it, to three digits or, of a time, to a tenth of a microsecond."""
+    match PLAUSIBLE[key].unit:
+        case "s":
+            return f"{max(0.1, 1e6 * value):.1f}us"
+        case "FLOP":
+            return format_flops(value)
+    return f"{format_size(value)}/s"
 
 
 def describe(config: RunConfig, outline: Outline, plan: Plan, num_requests: int) -> None:
@@ -200,6 +213,8 @@ def describe(config: RunConfig, outline: Outline, plan: Plan, num_requests: int)
             else "keys and values do not lie below one"
         )
         logger.warning("placement.attention=host comes to nothing: %s", where)
+    if config.model.note:
+        logger.warning("%s: %s", config.model.name, config.model.note)
     group = f"groups of {plan.n_batches} batches of {plan.batch_size}"
     logger.info(
         "%s: %d requests in %s; %d of %d blocks stay, up to %s streams in each sweep",

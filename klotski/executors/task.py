@@ -14,9 +14,10 @@ from klotski.executors.planning import find_terms, is_described, plan_run
 from klotski.lanes import Lane
 from klotski.pipeline import Ahead, Caches, Policy, Predictor, Sweeper, Worker
 from klotski.planner import ModelFacts, Plan, Rates, Terms
-from klotski.schema import LoadFormat, RunConfig, is_elsewhere
+from klotski.schema import LoadFormat, RunConfig, has_gpu, names_a_machine
 from klotski.telemetry import RunLog
 from klotski.weights import Residency, find_local, resolve
+from klotski.weights.finding import find_folder
 from klotski.workload import Encoder, load_requests
 
 __all__ = ["Task", "find_checkpoint", "find_shape", "foresees", "is_dummy", "make_sweeper", "prepare"]
@@ -54,7 +55,8 @@ def prepare(
     `tokenizer`: None where it has none. `measure`: finds out what this machine reaches; None: it is not worth it.
     `of_gpu`: see `planning.grant`.
     """
-    history = History(config.history, config.model.name, folder)
+    on_gpu = of_gpu is not None or has_gpu(config.hw)
+    history = History(config.history, config.model.name, folder, on_gpu=on_gpu)
     encoder = Encoder(tokenizer, outline.vocab_size, outline.context)
     requests = load_requests(config.workload, encoder, log.error)
     if log.num_errors:
@@ -64,9 +66,8 @@ def prepare(
         facts = replace(facts, fixed_bytes=facts.fixed_bytes + outline.router_bytes)
     facts = replace(facts, shares=history.shares(facts.expert_counts, facts.top_k))
     known = None
-    if not is_elsewhere(config):
-        known = history.rates if of_gpu is None else None  # which were reached on the cores
-        known = known or (None if is_described(config) else measure())
+    if not names_a_machine(config.hw):
+        known = history.rates or (None if is_described(config) else measure())
     terms = find_terms(config, outline.dtype, facts, requests, known, of_gpu)
     return Task(outline, requests, encoder, history, terms, plan_run(terms))
 
@@ -82,10 +83,9 @@ def find_checkpoint(config: RunConfig) -> Path:
 def find_shape(config: RunConfig) -> Path:
     """A folder with the model's config: the model's own, if it is here, or that of its shape."""
     model = config.model
-    file = Path(model.path).expanduser()
-    if model.shape and find_local(model.path) is None:
+    if model.shape and find_folder(model.path) is None and find_local(model.path) is None:
         return SHAPES / model.shape if (SHAPES / model.shape).is_dir() else Path(model.shape).expanduser()
-    return file.parent if file.is_file() else find_checkpoint(config)
+    return find_checkpoint(config)
 
 
 def is_dummy(config: RunConfig) -> bool:

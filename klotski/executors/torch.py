@@ -11,7 +11,7 @@ from rich.console import Console
 from klotski.core import Block, LaneName, Misses, Residents, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.caches import MovingCaches
-from klotski.executors.devices import Device, find_device
+from klotski.executors.devices import Device, find_device, name_of
 from klotski.executors.facts import outline_of, workspace_shape
 from klotski.executors.machine import machine_rates
 from klotski.executors.opening import open_for
@@ -45,12 +45,14 @@ from klotski.planner import (
     NOMINAL,
     Calibration,
     Plan,
+    Rates,
     find_gpus,
     first_blocks,
     placement_order,
     process_memory,
     show_plan,
 )
+from klotski.planner.calibration import MEASURED
 from klotski.schema import RunConfig, SyntheticWorkload
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count
@@ -80,7 +82,7 @@ class TorchExecutor:
 
     def run(self, config: RunConfig, log: RunLog, recorder: Recorder, totals: Totals) -> None:
         """Open the model, read the workload, plan, and sweep."""
-        device = self._device or find_device(config.hw.name)
+        device = self._device or find_device(config.hw.gpu)
         configure(config, device)
         folder = find_shape(config) if is_dummy(config) else find_checkpoint(config)
         model = open_for(config, folder, shape_only=is_dummy(config))
@@ -152,7 +154,7 @@ def carry_out(
         table = RoutingTable(model.shell.expert_counts)
         task.history.recall(table)
         rates = RateSamples(store, workspace, device)
-        stack.callback(lambda: keep_what_was_learned(table, task, calibration, log, totals, rates))
+        stack.callback(lambda: keep_what_was_learned(table, task, calibration, log, totals, rates, device))
         account.measured(rates.measure())
         account.ready(taken(plan, store), host, with_caches=not plan.kv_slots)
         predictor = create_predictor(config.pipeline.predictor, table)
@@ -279,22 +281,34 @@ def make_batches(
 
 
 def keep_what_was_learned(
-    table: RoutingTable, task: Task, calibration: Calibration, log: RunLog, totals: Totals, samples: RateSamples
+    table: RoutingTable,
+    task: Task,
+    calibration: Calibration,
+    log: RunLog,
+    totals: Totals,
+    samples: RateSamples,
+    device: Device,
 ) -> None:
     """Leave it in the run's folder, and for the next run."""
     log.experts(table.summary())
     rates = None
-    if all(totals.rates.get(lane) for lane in (LaneName.DISK, LaneName.COMPUTE)):  # nothing streamed, nothing was read
+    way = LaneName.LINK if device.has_host_tier else LaneName.DISK
+    if all(totals.rates.get(lane) for lane in (way, LaneName.COMPUTE)):  # nothing streamed, nothing was read
         totals.rates["product"] = samples.product
-        measured = NOMINAL._replace(
-            disk=reached_by_disk(totals),
-            compute=totals.rates[LaneName.COMPUTE],
-            start=samples.start,
-            product=samples.product,
-        )
-        rates = calibration.rates(task.facts, measured, totals.busy_share(LaneName.DISK), totals.between)
-        log.hardware(hardware_file(rates))
+        crowded = 0.0 if device.has_host_tier else totals.busy_share(LaneName.DISK)
+        rates = calibration.rates(task.facts, reached(task, totals, samples), crowded, totals.between)
+        gpu = name_of(device) if device.has_host_tier else "none"
+        log.hardware(hardware_file(rates, task.terms.budget, gpu))
     task.history.keep(table, rates)
+
+
+def reached(task: Task, totals: Totals, samples: RateSamples) -> Rates:
+    """What was measured beside the spans. Of a machine with a GPU the rest is what the run was planned by."""
+    planned = task.terms.rates
+    seen = {"compute": totals.rates[LaneName.COMPUTE], "product": samples.product}
+    if planned.link is not None:
+        return planned.because(MEASURED, link=totals.rates[LaneName.LINK], **seen)
+    return NOMINAL.because(MEASURED, disk=reached_by_disk(totals), start=samples.start, **seen)
 
 
 def reached_by_disk(totals: Totals) -> float:

@@ -13,8 +13,9 @@ from klotski.planner.costs import SHARED
 from klotski.planner.facts import ModelFacts
 from klotski.planner.rates import Rates
 
-__all__ = ["Calibration"]
+__all__ = ["MEASURED", "Calibration"]
 
+MEASURED = "measured by this run"
 FEWEST = 20  # spans, for their times to mean something
 LEAST = 1e-6  # seconds: what takes less has not been measured
 RESTED = "rested"  # experts that the cores had waited for
@@ -103,7 +104,8 @@ class Calibration:
         beyond = max(2 * LEAST, beyond / (1 + SHARED * disk_share))
         passing = min(facts.largest_expert / measured.product, beyond - LEAST)  # of weights, through a product
         dense = facts.dense_flops / facts.num_layers / of_dense if of_dense else measured.dense_share * measured.compute
-        return measured._replace(
+        return measured.because(
+            MEASURED,
             turn=turn + around / attention.count,
             product=facts.largest_expert / passing,
             step=beyond - passing,

@@ -1,15 +1,18 @@
 """What the machine has. Each figure comes with its reason."""
 
+import re
 import resource
 from pathlib import Path
 
 import psutil
 import pynvml
 
-__all__ = ["find_gpus", "free_memory", "peak_memory", "process_memory", "runtime_memory"]
+__all__ = ["find_gpus", "free_memory", "is_gpu", "peak_memory", "process_memory", "runtime_memory"]
 
 STATUS = Path("/proc/self/status")
 SHARE = 0.8  # of free memory; the rest is the page cache's and other programs'
+VENDOR = r"(?:NVIDIA |Tesla )*"
+FORM = r"(?:[- ](?:PCIE|SXM\d?|NVL|\d+GB))*"  # of a card, and its memory; another word makes another card of it
 GROWTH = 128 << 20  # bytes that torch's libraries take for themselves once they compute
 
 
@@ -30,6 +33,12 @@ def find_gpus() -> list[tuple[str, int]]:
     gpus = [(str(pynvml.nvmlDeviceGetName(each)), int(pynvml.nvmlDeviceGetMemoryInfo(each).total)) for each in handles]
     pynvml.nvmlShutdown()
     return gpus
+
+
+def is_gpu(name: str, found: str) -> bool:
+    """Whether a GPU that its driver calls `found` is one of this name: `A100` is `NVIDIA A100-SXM4-40GB`."""
+    wanted = re.sub(VENDOR, "", name, count=1, flags=re.IGNORECASE)
+    return re.fullmatch(VENDOR + re.escape(wanted) + FORM, found, re.IGNORECASE) is not None
 
 
 def runtime_memory() -> int:

@@ -1,12 +1,13 @@
 """What a machine does in a second, as far as a plan is concerned."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-__all__ = ["NOMINAL", "Rates"]
+__all__ = ["NOMINAL", "NOMINAL_GPU", "Rates"]
 
 
 class Rates(NamedTuple):
-    """What a machine reaches, and why it is held to.
+    """What a machine reaches, and why it is held to: `reason` of all, `reasons` of those that have another.
 
     `disk`: bytes a second at which blocks come from disk; `start`: seconds that a disk at rest takes longer for a
     block than one that is at work already. `link`: bytes a second from CPU memory to a GPU, and `back` from there;
@@ -33,8 +34,41 @@ class Rates(NamedTuple):
     link: float | None = None
     back: float | None = None
     below: float = 2e10
+    reasons: Mapping[str, str] = {}
+
+    def why(self, name: str) -> str:
+        """The reason of one of them."""
+        return self.reasons.get(name, self.reason)
+
+    def because(self, reason: str, **known: float) -> "Rates":
+        """These, but for what is known better, which has this reason."""
+        changed = self._replace(reasons={**self.reasons, **dict.fromkeys(known, reason)})
+        return changed._replace(**known)  # type: ignore[arg-type]  # whose fields are no strings
+
+    def in_short(self) -> str:
+        """The reason of those that most turns on, or their reasons."""
+        whose = {"disk": "the disk's", "compute": "arithmetic's"}
+        if self.link is not None:
+            whose = {"link": "the link's"} | whose
+        if len({self.why(name) for name in whose}) == 1:
+            return self.why("disk")
+        return ", ".join(f"{who} {self.why(name)}" for name, who in whose.items())
 
 
 NOMINAL = Rates(1.6e9, 4e11, "nominal: two cores and an NVMe drive")
 """Where nothing is known. What rates decide is a ratio, bytes moved for arithmetic done, and a plan that is best at
 this one is near the best at others."""
+NOMINAL_GPU = Rates(
+    disk=NOMINAL.disk,
+    compute=1e14,
+    reason="assumed: a GPU behind PCIe 4",
+    memory=8e11,
+    product=8e11,
+    turn=1e-3,
+    step=1e-4,
+    between=2.5e-5,
+    link=2.5e10,
+    back=2.5e10,
+    below=5e10,
+)
+"""Where nothing is known of a GPU: about an RTX 4090's, as in conf/hw. None of it has been measured on one."""

@@ -1,6 +1,6 @@
 """The plan as tables, for a run that shall only say what it would do."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from rich.console import Console
 from rich.markup import escape
@@ -8,6 +8,7 @@ from rich.table import Table
 
 from klotski.planner.facts import ModelFacts
 from klotski.planner.plan import Plan
+from klotski.planner.rates import Rates
 from klotski.units import format_flops, format_seconds, format_size
 
 __all__ = ["show_plan"]
@@ -27,9 +28,38 @@ USES = {
 }
 
 
+def per_second(rate: float) -> str:
+    """Bytes a second."""
+    return f"{format_size(rate)}/s"
+
+
+def short(seconds: float) -> str:
+    """A time of some milliseconds or less."""
+    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} us"
+
+
+REACHES: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "link": ("into the GPU", per_second),
+    "back": ("out of the GPU", per_second),
+    "disk": ("disk", per_second),
+    "start": ("a disk at rest", short),
+    "compute": ("arithmetic", format_flops),
+    "memory": ("memory, of cached keys", per_second),
+    "below": ("memory below, of cached keys", per_second),
+    "product": ("weights into a product", per_second),
+    "turn": ("a batch's turn in a layer", short),
+    "step": ("an expert's turn", short),
+    "between": ("between operations", short),
+    "wake": ("after a long wait", short),
+}
+"""Of the rates, what each is called, and how it is written."""
+ONLY_OF_A_GPU = ("back", "below")
+
+
 def show_plan(plan: Plan, facts: ModelFacts, console: Console) -> None:
     """What was decided and why, what it takes of memory, and what is predicted."""
     console.print(table("decision value why", decisions(plan, facts)))
+    console.print(table("machine value why", machine(plan.rates)))
     console.print(table("memory bytes share", memory(plan.memory, plan.budget)))
     if plan.host_memory:
         console.print(table("below bytes share", memory(plan.host_memory, plan.host_budget)))
@@ -68,10 +98,16 @@ def decisions(plan: Plan, facts: ModelFacts) -> Iterable[tuple[str, str, str]]:
         yield "keys and values", "move", why("kv_slots", "a batch's come while another computes, and leave room")
     if plan.attends_below:
         yield "attention of new tokens", "on the cores", f"they look at {format_size(plan.rates.below)}/s where it lies"
-    if plan.rates.link is not None:
-        yield "into the GPU", f"{format_size(plan.rates.link)}/s", plan.rates.reason
-    yield "disk", f"{format_size(plan.rates.disk)}/s", plan.rates.reason
-    yield "arithmetic", format_flops(plan.rates.compute), plan.rates.reason
+
+
+def machine(rates: Rates) -> Iterable[tuple[str, str, str]]:
+    """What the machine is held to reach, and why."""
+    for name, (what, says) in REACHES.items():
+        value = getattr(rates, name)
+        if value is None or (name in ONLY_OF_A_GPU and rates.link is None):
+            continue
+        yield what, says(value), rates.why(name)
+    yield "dense parts", format_flops(rates.dense_share * rates.compute), rates.why("dense_share")
 
 
 def memory(uses: Mapping[str, int], budget: int) -> Iterable[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from klotski.errors import CheckpointError
 
-__all__ = ["INDEX", "SINGLE", "find_local", "has_weights", "resolve"]
+__all__ = ["INDEX", "SINGLE", "find_folder", "find_local", "has_weights", "resolve"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -12,15 +12,22 @@ TEXTS = ("*.json", "*.model", "*.txt", "*.jinja")  # all that is not weights
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint, and not a config alone."""
-    return (folder / SINGLE).exists() or (folder / INDEX).exists()
+    """Whether a folder holds a checkpoint, or what is left of one, and not a config alone."""
+    return any(folder.glob("*.safetensors*"))
+
+
+def find_folder(path: str) -> Path | None:
+    """The folder that a path names, itself or by the config in it; None: it is no file here."""
+    folder = Path(path).expanduser()
+    if folder.is_file():
+        return folder.parent
+    return folder if folder.is_dir() else None
 
 
 def find_local(path: str) -> Path | None:
     """The folder of a checkpoint that is on this machine already: a folder, or whole in the Hub's cache; or None."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
+    if folder := find_folder(path):
+        return folder if has_weights(folder) else None
     from huggingface_hub import snapshot_download
 
     try:
@@ -31,15 +38,14 @@ def find_local(path: str) -> Path | None:
 
 
 def resolve(path: str, *, with_weights: bool = True, made_by: str = "") -> Path:
-    """The folder of a checkpoint: a local folder, or a hub id's snapshot in the Hub's cache.
+    """The folder of a checkpoint: a local folder, or that of its config, or a hub id's snapshot in the Hub's cache.
 
     `made_by`: the command that would write it.
 
     Raises:
         CheckpointError: it is neither, and could not be fetched.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    if folder := find_folder(path):
         return folder
     advice = f"`{made_by}` writes it" if made_by else "set it to the folder of a checkpoint, or to a hub id"
     from huggingface_hub import snapshot_download

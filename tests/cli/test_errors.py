@@ -118,15 +118,16 @@ def test_a_damaged_checkpoint_is_refused_by_the_file_s_name(damage: Any, tmp_pat
 
 
 def test_the_runs_of_a_sweep_over_damaged_checkpoints_end_in_one_sentence_each(requests: Path, tmp_path: Path) -> None:
-    files = [damage(tmp_path / damage.__name__) for damage in DAMAGES]
+    damages = [damage for damage in DAMAGES if damage is not missing]  # of a config alone a run is predicted
+    files = [damage(tmp_path / damage.__name__) for damage in damages]
     good = save_checkpoint("mixtral", tmp_path / "good")
-    folders = ",".join(str(tmp_path / damage.__name__) for damage in DAMAGES)
+    folders = ",".join(str(tmp_path / damage.__name__) for damage in damages)
     settings = overrides(Path(f"{folders},{good}"), requests, tmp_path / "run")
     finished = run_klotski("-m", *settings, f"hydra.sweep.dir={tmp_path / 'sweep'}", cwd=tmp_path)
     assert finished.status == 1
     assert "Traceback" not in finished.err + finished.out
-    metrics = [metrics_of(tmp_path / "sweep" / str(job)) for job in range(len(DAMAGES) + 1)]
-    assert [each["status"] for each in metrics] == ["failed"] * len(DAMAGES) + ["ok"], "the good one goes on"
+    metrics = [metrics_of(tmp_path / "sweep" / str(job)) for job in range(len(damages) + 1)]
+    assert [each["status"] for each in metrics] == ["failed"] * len(damages) + ["ok"], "the good one goes on"
     sentences = finished.err.splitlines()
     for file, each, sentence in zip(files, metrics, sentences, strict=False):
         assert str(file) in sentence

@@ -23,7 +23,8 @@ def predict(*overrides: str, cwd: Path) -> tuple[str, dict[str, Any]]:
 
 def test_a_model_and_a_gpu_that_are_not_here_are_predicted(tmp_path: Path) -> None:
     said, metrics = predict("model=mixtral", "hw=rtx4090", "pipeline=klotski", cwd=tmp_path)
-    assert "predicted, not run: hw=rtx4090 is another machine than this one" in said
+    assert "predicted, not run: hw=rtx4090 is another machine than this one, which has no GeForce RTX 4090" in said
+    assert "the weights of mistralai/Mixtral-8x7B-v0.1 are not here either" in said
     assert metrics["reason"] in said
     assert metrics["bound"]["resource"] == "link"
     assert 0 < metrics["bound"]["efficiency"] <= 1
@@ -104,12 +105,33 @@ def test_hardware_that_cannot_be_is_refused_by_its_key(override: str, says: str,
     assert says in finished.err
 
 
-def test_a_config_alone_is_enough_to_predict(tmp_path: Path) -> None:
-    model = ["model=custom", f"model.path={SHAPES / 'olmoe-1b-7b' / 'config.json'}", "executor=simulate"]
+@pytest.mark.parametrize("hw", ["hw=rtx4090", "hw=auto"])
+def test_a_config_alone_is_enough_to_predict(hw: str, tmp_path: Path) -> None:
+    config = SHAPES / "olmoe-1b-7b" / "config.json"
     lengths = ["workload=synthetic", "workload.num_requests=4", "workload.input_tokens=8", "workload.output_tokens=2"]
-    said, metrics = predict(*model, "hw=rtx4090", *lengths, cwd=tmp_path)
-    assert "predicted, not run: executor=simulate" in said
+    memory = ["hw.device_memory=4GB", "hw.runtime_memory=200MB", "history=none"]
+    said, metrics = predict("model=custom", f"model.path={config}", hw, *memory, *lengths, cwd=tmp_path)
+    assert hw != "hw=auto" or f"predicted, not run: {config} is a config without weights" in said
     assert metrics["output_tokens"] == 8
+
+
+def test_what_the_command_line_sets_is_said_to_be_set(tmp_path: Path) -> None:
+    few = ["workload=synthetic", "workload.num_requests=4", "workload.output_tokens=2", "dry_run=true"]
+    options = ["model=olmoe", "hw=rtx4090", "hw.link_bandwidth=50GB/s", *few, "hydra.run.dir=run"]
+    finished = run_klotski(*options, cwd=tmp_path)
+    assert finished.status == 0, finished.err
+    rates = json.loads((tmp_path / "run" / "plan.json").read_text())["rates"]
+    assert (rates["link"], rates["reasons"]["link"]) == (5e10, "as set")
+    assert rates["reasons"]["disk"] == "of hw=rtx4090"
+    assert "within 24GB (of hw=rtx4090)" in finished.err
+
+
+@pytest.mark.parametrize(("model", "form"), [("gpt_oss_20b", "MXFP4"), ("deepseek_v3", "FP8")])
+def test_of_a_checkpoint_that_cannot_be_read_as_it_is_that_is_said(model: str, form: str, tmp_path: Path) -> None:
+    few = ["workload=synthetic", "workload.num_requests=2", "workload.output_tokens=2", "hw=h200", "dry_run=true"]
+    finished = run_klotski(f"model={model}", *few, "hydra.run.dir=run", cwd=tmp_path)
+    assert finished.status == 0, finished.err
+    assert f"its checkpoint is in {form}, which cannot be read yet" in " ".join((finished.out + finished.err).split())
 
 
 def test_predicting_a_model_of_the_package_does_not_wait_for_torch(tmp_path: Path) -> None:

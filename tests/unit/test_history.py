@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 
 from klotski.core import Routing
-from klotski.executors.history import RUNS, History
+from klotski.executors.history import KEPT, RUNS, History
 from klotski.pipeline import RoutingTable
 from klotski.planner import NOMINAL
+from klotski.planner.rates import NOMINAL_GPU
 
-RATES = NOMINAL._replace(disk=2e9, turn=2e-3, dense_share=0.6, reason="measured by earlier runs of this model")
+MEASURED = "measured by earlier runs of this model"
+RATES = NOMINAL.because(MEASURED, **{name: getattr(NOMINAL, name) for name in KEPT})._replace(
+    disk=2e9, turn=2e-3, dense_share=0.6
+)
 
 
 @pytest.fixture
@@ -87,6 +91,24 @@ def test_a_run_that_read_nothing_leaves_the_rates_of_others(tmp_path: Path, mode
     History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
     History(str(tmp_path / "history"), "m", model).keep(learned(), None)
     assert History(str(tmp_path / "history"), "m", model).rates == RATES
+
+
+def test_what_a_gpu_reached_is_kept_apart_from_what_the_cores_did(tmp_path: Path, model: Path) -> None:
+    reached = NOMINAL_GPU._replace(link=2e10, compute=9e13, memory=7e11)
+    History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
+    History(str(tmp_path / "history"), "m", model, on_gpu=True).keep(learned(), reached)
+    assert History(str(tmp_path / "history"), "m", model).rates == RATES
+    again = History(str(tmp_path / "history"), "m", model, on_gpu=True).rates
+    assert again is not None
+    assert again._replace(reasons={}) == reached
+    assert (again.why("link"), again.why("memory")) == (MEASURED, MEASURED)
+
+
+def test_what_was_never_measured_keeps_its_reason(tmp_path: Path, model: Path) -> None:
+    History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
+    rates = History(str(tmp_path / "history"), "m", model).rates
+    assert rates is not None
+    assert (rates.why("disk"), rates.why("memory")) == (MEASURED, NOMINAL.reason)
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])

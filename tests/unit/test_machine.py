@@ -1,6 +1,9 @@
 """What a machine reaches is measured once, and kept."""
 
+from datetime import date
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +12,9 @@ from klotski.executors.devices import CpuDevice
 from klotski.executors.machine import machine_rates
 from klotski.model import OpenModel, open_model
 from klotski.planner import NOMINAL
+from klotski.planner.rates import NOMINAL_GPU
 from tests.architectures import save_checkpoint
+from tests.tiers.delayed import DelayedDevice
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +22,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models of any size are worth it, for a moment."""
     monkeypatch.setattr(machine, "ENOUGH", 0)
     monkeypatch.setattr(machine, "SECONDS", 0.005)
+    monkeypatch.setattr(machine, "COPIED", 1 << 20)
+    monkeypatch.setattr(machine, "SEQUENCES", 2)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +40,49 @@ def test_it_is_measured_once(model: OpenModel, tmp_path: Path, monkeypatch: pyte
     first = machine_rates(str(tmp_path), model, CpuDevice())
     assert first is not None
     assert min(first.disk, first.compute, first.product) > 1e6
-    assert first.reason.startswith("measured on this machine (")
+    assert all(first.why(name).startswith("measured on this machine (") for name in ("disk", "compute", "product"))
+    assert first.why("memory") == NOMINAL.reason
     monkeypatch.setattr(machine, "multiply", None)
     monkeypatch.setattr(machine, "read_blocks", None)
     assert machine_rates(str(tmp_path), model, CpuDevice()) == first
+
+
+def test_other_threads_and_another_torch_are_measured_anew(
+    model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine_rates(str(tmp_path), model, CpuDevice())
+    (file,) = tmp_path.iterdir()
+    monkeypatch.setattr("torch.get_num_threads", lambda: 77)
+    rates = machine_rates(str(tmp_path), model, CpuDevice())
+    monkeypatch.setattr("torch.__version__", "9.9")
+    machine_rates(str(tmp_path), model, CpuDevice())
+    assert rates is not None
+    assert "77 threads" in rates.why("compute")
+    assert len(machine.read(file)) == 3
+
+
+def test_each_value_has_its_own_day(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in (3, 7):
+        monkeypatch.setattr(machine, "date", SimpleNamespace(today=partial(date, 2026, 11, day)))
+        rates = machine_rates(str(tmp_path), open_model(folder, None, is_dummy=day == 3), CpuDevice())
+    assert rates is not None
+    assert rates.why("compute").endswith("2026-11-03)")
+    assert rates.why("disk").endswith("2026-11-07)")
+
+
+def test_of_a_gpu_its_memory_its_way_and_its_launches_are_measured_too(model: OpenModel, tmp_path: Path) -> None:
+    rates = machine_rates(str(tmp_path), model, DelayedDevice(1, 0.0))
+    assert rates is not None and rates.link is not None and rates.back is not None
+    assert min(rates.link, rates.back, rates.memory, rates.below) > 1e6
+    assert 0 < rates.step < rates.turn < 1
+    for name in ("link", "back", "memory", "below", "turn", "step", "compute", "product", "disk"):
+        assert "measured on this machine (" in rates.why(name), name
+    assert rates.why("between") == NOMINAL_GPU.reason
+
+
+def test_a_gpu_is_measured_each_time_where_nothing_is_kept(model: OpenModel, tmp_path: Path) -> None:
+    rates = machine_rates("none", model, DelayedDevice(1, 0.0))
+    assert rates is not None and rates.link is not None
 
 
 def test_what_is_damaged_is_measured_again(model: OpenModel, tmp_path: Path) -> None:
@@ -51,7 +97,7 @@ def test_without_weights_the_disk_is_not_measured_yet(folder: Path, tmp_path: Pa
     rates = machine_rates(str(tmp_path), open_model(folder, None, is_dummy=True), CpuDevice())
     assert rates is not None
     assert rates.disk == NOMINAL.disk
-    assert rates.reason.endswith("the disk not yet")
+    assert rates.why("disk") == NOMINAL.reason
     known = machine_rates(str(tmp_path), open_model(folder, None), CpuDevice())
     assert known is not None
     assert known.disk != NOMINAL.disk

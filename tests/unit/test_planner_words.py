@@ -1,7 +1,9 @@
 """What is said of a plan: the paper's inequalities, the paragraph, the tables, the rates that it rests on."""
 
 import json
+import socket
 from io import StringIO
+from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -11,11 +13,14 @@ from rich.console import Console
 from klotski import schema
 from klotski.app import config_folder
 from klotski.core import OnDemand, Prefetch, Residents
-from klotski.executors.planning import choose_rates
-from klotski.planner import NOMINAL, Costs, Demand, ModelFacts, Plan, Rates, Wishes, explain, show_plan
+from klotski.executors import planning
+from klotski.executors.planning import SETTINGS, choose_rates, hardware_file
+from klotski.planner import NOMINAL, Budget, Costs, Demand, ModelFacts, Plan, Rates, Wishes, explain, show_plan
 from klotski.planner.conditions import Condition, Conditions, inequalities
 from klotski.planner.memory import Candidate
+from klotski.planner.rates import NOMINAL_GPU
 from klotski.planner.search import Appraiser
+from klotski.planner.table import REACHES, machine
 from klotski.schema import RunConfig
 from tests.unit.fakes import examples
 from tests.unit.questions import QUESTIONS, SHARES, Question, model
@@ -154,11 +159,91 @@ def test_tables_have_every_decision_and_what_was_set() -> None:
 
 def test_rates_are_those_that_are_set_or_known_or_nominal() -> None:
     known = Rates(1e9, 2e11, "measured by 3 earlier runs")
-    assert choose_rates(config(), NOMINAL) == NOMINAL
-    assert choose_rates(config(), known) == known
+    assert choose_rates(config(), NOMINAL)._replace(reasons={}) == NOMINAL
+    assert choose_rates(config(), known)._replace(reasons={}) == known
     both = choose_rates(config("hw.disk_bandwidth=2GB/s", "hw.compute_rate=1TFLOP/s"), known)
-    assert both == Rates(2e9, 1e12, "as set")
+    assert both[:3] == (2e9, 1e12, "as set")
     disk = choose_rates(config("hw.disk_bandwidth=2GB/s"), known)
-    assert disk == Rates(2e9, 2e11, "the disk's as set, arithmetic's measured by 3 earlier runs")
+    assert disk[:3] == (2e9, 2e11, "the disk's as set, arithmetic's measured by 3 earlier runs")
     compute = choose_rates(config("hw.compute_rate=300GFLOP/s"), known)
-    assert compute == Rates(1e9, 3e11, "arithmetic's as set, the disk's measured by 3 earlier runs")
+    assert compute[:3] == (1e9, 3e11, "the disk's measured by 3 earlier runs, arithmetic's as set")
+
+
+def test_each_rate_has_its_own_reason() -> None:
+    known = Rates(1e9, 2e11, "nominal").because("measured by 3 earlier runs", disk=3e9, turn=1e-3)
+    rates = choose_rates(config("hw.memory_bandwidth=30GB/s", "hw.expert_overhead=1ms"), known)
+    whys = {name: rates.why(name) for name in ("disk", "turn", "compute", "memory", "product", "step")}
+    assert whys == {
+        "disk": "measured by 3 earlier runs",
+        "turn": "measured by 3 earlier runs",
+        "compute": "nominal",
+        "memory": "as set",
+        "product": "as memory's",
+        "step": "as set",
+    }
+    assert rates.reason == "the disk's measured by 3 earlier runs, arithmetic's nominal"
+
+
+def test_what_the_command_line_sets_of_a_certain_machine_is_said_to_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    override = "hw.link_bandwidth=50GB/s"
+    assert choose_rates(config("hw=rtx4090"), NOMINAL).reason == "of hw=rtx4090"
+    monkeypatch.setattr(planning, "is_overridden", lambda key: key == "hw.link_bandwidth")
+    rates = choose_rates(config("hw=rtx4090", override), NOMINAL)
+    assert (rates.link, rates.why("link"), rates.why("back")) == (5e10, "as set", "of hw=rtx4090")
+    assert rates.reason == "the link's as set, the disk's of hw=rtx4090, arithmetic's of hw=rtx4090"
+
+
+def test_dense_parts_keep_their_share_in_float32() -> None:
+    rates = choose_rates(config("hw=rtx4090"), NOMINAL, "float32")
+    assert rates.compute == 6e13
+    assert rates.dense_share == pytest.approx(0.75)
+
+
+def test_the_table_has_a_row_for_each_value_of_the_machine() -> None:
+    gpu = choose_rates(config("hw=rtx4090"), NOMINAL)
+    cores = Rates(1e9, 2e11, "nominal").because("measured", wake=1.5e-3)
+    facts = model(experts=(8, 8))
+    text = shown(explained(Question(facts, MANY, rates=cores), 20_000), facts)
+    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 2}
+    assert "1.5 ms" in rows["after a long wait"] and "measured" in rows["after a long wait"]
+    assert "nominal" in rows["a batch's turn in a layer"]
+    assert "into the GPU" not in rows and "memory below, of cached keys" not in rows
+    below = {name: (value, why) for name, value, why in machine(gpu)}
+    assert below["memory below, of cached keys"] == ("50GB/s", "of hw=rtx4090")
+    assert below["between operations"] == ("20 us", "of hw=rtx4090")
+    assert len(below) == len(REACHES) + 1
+
+
+def test_what_a_run_measured_is_read_back_as_it_was(tmp_path: Path) -> None:
+    rates = NOMINAL.because("measured by this run", disk=1.23e9, compute=3.21e11, turn=1.2345e-3, step=2e-8)
+    written = read_file(hardware_file(rates, Budget(3_093_299_200, "as set", 612_345_678), "none"), tmp_path)
+    assert (written.hw.device_memory, written.hw.runtime_memory) == ("3093299200B", "612345678B")
+    assert (written.hw.host, written.hw.gpu, written.hw.link_bandwidth) == (socket.gethostname(), "none", "auto")
+    again = choose_rates(written, NOMINAL)
+    for name in SETTINGS:
+        value = getattr(rates, name)
+        assert getattr(again, name) == (pytest.approx(value, rel=0.005, abs=1e-7) if value is not None else None), name
+
+
+def test_what_was_not_measured_is_not_said_to_be(tmp_path: Path) -> None:
+    rates = NOMINAL.because("measured by this run", disk=1.23e9)
+    lines = hardware_file(rates, Budget(10**9, "as set", 0), "none").splitlines()
+    assert "disk_bandwidth: 1.23GB/s  # measured by this run" in lines
+    assert f"memory_bandwidth: 20GB/s  # {NOMINAL.reason}" in lines
+    assert "runtime_memory: 0B" in lines
+
+
+def test_of_a_gpu_the_file_has_the_link_and_the_memory_below(tmp_path: Path) -> None:
+    rates = NOMINAL_GPU.because("measured by this run", link=2.2e10)
+    budget = Budget(24 * 10**9, "as set", 10**8, 10**11)
+    written = read_file(hardware_file(rates, budget, "NVIDIA GeForce RTX 4090"), tmp_path)
+    assert (written.hw.gpu, written.hw.host_memory) == ("NVIDIA GeForce RTX 4090", "100000000000B")
+    again = choose_rates(written, NOMINAL)
+    assert (again.link, again.below) == (2.2e10, NOMINAL_GPU.below)
+
+
+def read_file(text: str, folder: Path) -> RunConfig:
+    """The config with hardware of a file that a run left."""
+    (folder / "hw").mkdir()
+    (folder / "hw" / "measured.yaml").write_text(text)
+    return config("hw=measured", f"hydra.searchpath=[file://{folder}]")
