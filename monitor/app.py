@@ -1,27 +1,31 @@
 """The terminal app: tabs of panels over one run, and the keys."""
 
 import os
-import select
-import sys
 from bisect import bisect_left
-from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import psutil
 from rich.console import Console
 from textual.app import App, ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import VerticalScroll
 from textual.geometry import Size
-from textual.widgets import Footer, Header, OptionList, Static, TabbedContent, TabPane
-from textual.widgets.option_list import Option
+from textual.widgets import Footer, Header, HelpPanel, OptionList, TabbedContent, TabPane
 
-from monitor.hardware import Gpu, look_at_gpus
-from monitor.panels import PANELS, View
+from monitor.keys import KEYS
+from monitor.machine import Gpu, Gpus
+from monitor.panel import PADDING, Panel
+from monitor.panels import PANELS, View, draw
+from monitor.panels.story import story
+from monitor.panels.timeline import find_wait
+from monitor.panels.view import LABEL
+from monitor.picker import Picker
 from monitor.player import Player
-from monitor.source import Run, find_runs
-from monitor.sweep import Job, Sweep, find_sweep
+from monitor.source import Run, RunList
+from monitor.terminal import has_hung_up, is_light, step_back
+from monitor.watch import Watch
 
 __all__ = ["Monitor"]
 
@@ -29,8 +33,9 @@ PERIOD = 0.25  # seconds from one picture to the next
 SLOW = 8  # pictures from one look at what changes slowly to the next
 ZOOM = 1.5
 SPEEDS = (0.25, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0)
-JUMP = 0.02  # of the run, or a second
-BY_TAB = {name.lower(): draw for name, draw in PANELS.items()}
+STEP = 0.1  # of the visible window
+AHEAD = 2  # windows that are looked through for a wait to come, and then as many times what was in vain
+UNSEEN = 0.1  # of a column: shorter waits are not jumped to
 
 
 class Frame(NamedTuple):
@@ -38,65 +43,64 @@ class Frame(NamedTuple):
 
     tab: str
     size: Size
-    player: Player
+    watch: Watch
+    tells_story: bool
     is_live: bool
     moment: float
     window: float | None
+    cursor: float | None
 
 
 class Monitor(App[None]):
     """Shows a run. `folder`: where to look for others."""
 
     TITLE = "klotski-monitor"
-    CSS = "Static.panel { padding: 0 1; } OptionList { height: 1fr; }"
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("q", "quit", "Quit"),
-        *(Binding(str(number), f"panel('{name}')", name, show=False) for number, name in enumerate(PANELS, start=1)),
-        Binding("right_square_bracket", "next(1)", "Next panel", show=False),
-        Binding("left_square_bracket", "next(-1)", "Previous panel", show=False),
-        Binding("space", "pause", "Pause", priority=True),
-        Binding("left", "jump(-1)", "Back", priority=True),
-        Binding("right", "jump(1)", "On", priority=True),
-        Binding("home", "seek(0)", "Begin", show=False),
-        Binding("end,l", "live", "Live"),
-        Binding("minus", "zoom(1)", "Out"),
-        Binding("plus,equals_sign", "zoom(-1)", "In"),
-        Binding("less_than_sign,comma", "speed(-1)", "Slower", show=False),
-        Binding("greater_than_sign,full_stop", "speed(1)", "Faster", show=False),
-        Binding("r", "runs", "Runs"),
-        Binding("s", "picture", "Picture"),
-        Binding("question_mark", "show_help_panel", "Help"),
-    ]
+    CSS = f"""
+    Panel, #lead {{ padding: 0 {PADDING}; }}
+    OptionList {{ height: 1fr; }}
+    VerticalScroll {{ scrollbar-size-vertical: 1; scrollbar-gutter: stable; }}
+    """
+    BINDINGS: ClassVar[list[BindingType]] = KEYS
 
     def __init__(self, run: Run | None, folder: Path, pictures: Path | None = None) -> None:
         super().__init__(ansi_color=True)
-        self._folder = folder
         self._pictures = pictures or Path()
+        self._runs = RunList(folder)
+        self._picker = Picker(folder)
         self._run = run
-        self._player: Player | None = None
-        self._gpus: list[Gpu] = []
-        self._sweep: Sweep | None = None
-        self._jobs: list[Job] = []
+        self._watch: Watch | None = None
+        self._gpus = Gpus()
+        self._gpus_seen: list[Gpu] = []
+        self._cores: list[float] = []
         self._ticks = 0
         self._frame: Frame | None = None  # the last one that was drawn
         self._window: float | None = None  # seconds; until somebody zooms, the last sweeps
+        self._cursor: float | None = None
+        self._tells_story = False
+
+    @property
+    def player(self) -> Player | None:
+        """The story of the run that is shown."""
+        return self._watch.player if self._watch else None
 
     def compose(self) -> ComposeResult:
         """The header, the tabs, and the keys."""
         yield Header(show_clock=False)
         with TabbedContent(id="tabs"):
             for name in PANELS:
-                with TabPane(name, id=name.lower()), VerticalScroll(can_focus=False):
-                    yield Static(id=f"panel-{name.lower()}", classes="panel")
+                with TabPane(name, id=name.lower()), VerticalScroll(can_focus=False, id=f"room-{name.lower()}"):
+                    yield Panel(id=f"panel-{name.lower()}")
             with TabPane("Runs", id="runs"):
-                yield OptionList(id="list")
+                yield self._picker
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
         """Begin to look, in the terminal's own colours."""
         tone = "light" if is_light(os.environ.get("COLORFGBG", "")) else "dark"
         self.theme = f"ansi-{tone}"
-        self.list_runs()
+        psutil.cpu_percent(percpu=True)  # it tells what was since the last time
+        self.query_one("#room-log", VerticalScroll).anchor()
+        self._picker.show(self._runs.find())
         if self._run is None:
             self.action_runs()
         else:
@@ -106,187 +110,266 @@ class Monitor(App[None]):
         self.set_interval(PERIOD, self.tick)
         self.tick()
 
+    def on_unmount(self) -> None:
+        """Give back what was taken."""
+        self._gpus.close()
+
     def show_run(self, run: Run) -> None:
-        """Show a run from now on."""
-        self._player = Player(run)
-        self.sub_title = self.name_of(run)
-        self._sweep = find_sweep(run.folder)
-        self._has_run = False
+        """Show a run from now on, from its newest moment."""
+        self._watch = Watch(run)
+        self._window = self._cursor = None
         self._ticks = 0
 
     def tick(self) -> None:
         """Read what has come, and draw the panel that is seen."""
         if not self.is_headless and has_hung_up():
             self.exit()
-        player = self._player
-        if player is None:
-            self.sub_title = f"pick a run of {self._folder}" if self._runs else f"no run under {self._folder} yet"
-            if self._ticks % SLOW == 0:
-                self.list_runs()
-            self._ticks += 1
-            return
-        player.advance(PERIOD)
         is_due = self._ticks % SLOW == 0
-        if is_due:
-            self._status, self._plan, self._metrics = player.run.status(), player.run.plan(), player.run.metrics()
-            self._config, self._gpus = player.run.config(), look_at_gpus()
-            self._jobs = self._sweep.jobs() if self._sweep else []
-            self.follow_sweep()
         self._ticks += 1
-        for tabs in self.query("#tabs").results(TabbedContent):  # none are left while the app is closing
-            for panel in self.query(f"#panel-{tabs.active}").results(Static):
-                frame = Frame(tabs.active, self.size, player, player.is_live, player.state.now, self._window)
-                if frame != self._frame or is_due:
-                    # What lies where takes as long to find as to draw, and seldom changes.
-                    is_new = frame[:2] != self._frame[:2] if self._frame else True
-                    panel.update(BY_TAB[tabs.active](self.view()), layout=is_new or is_due)
-                    self._frame = frame
+        if is_due:
+            self.look()
+        watch = self._watch
+        if watch is None:
+            self.sub_title = "pick a run"
+        else:
+            watch.player.advance(PERIOD)
+            self.sub_title = f"{watch.words} · {self._picker.name_of(watch.run)}"
+        self.draw_panel(is_due=is_due)
 
-    def follow_sweep(self) -> None:
-        """When a job has ended that was watched as it ran, go on with the one of its sweep that runs now."""
-        assert self._player is not None
-        if self._status.is_running:
-            self._has_run = True
-        elif self._has_run and self._player.is_live:
-            for job in self._jobs:
-                if job.status.is_running:
-                    self.show_run(job.run)
+    def look(self) -> None:
+        """Look at what changes slowly."""
+        self._cores = [part / 100 for part in psutil.cpu_percent(percpu=True)]
+        self.run_worker(self.look_at_gpus, thread=True, exclusive=True, group="gpus")
+        if self._watch is None or self.tab == "runs":
+            self._picker.show(self._runs.find())
+        if self._watch is None:
+            return
+        self._watch.look()
+        if self._watch.is_another:
+            self.show_run(Run(self._watch.run.folder))
+        elif job := self._watch.next_job:
+            self.show_run(job)
 
-    def view(self) -> View:
+    def look_at_gpus(self) -> None:
+        """On a thread of its own: a driver may take its time."""
+        self._gpus_seen = self._gpus.look()
+
+    def draw_panel(self, *, is_due: bool = False) -> None:
+        """Draw the panel that is seen, if there is something new."""
+        watch, tab = self._watch, self.tab
+        for panel in self.query(f"#panel-{tab}").results(Panel):
+            if watch is None:
+                panel.update(story())
+                continue
+            moment = 0.0 if tab in ("log", "sweep") else watch.player.state.now
+            frame = Frame(
+                *(tab, panel.size, watch, self._tells_story, watch.player.is_live),
+                *(moment, self._window, self._cursor),
+            )
+            if frame != self._frame or is_due:
+                # What lies where takes as long to find as to draw, and seldom changes.
+                is_new = frame[:4] != self._frame[:4] if self._frame else True
+                panel.update(
+                    story() if self._tells_story else draw(self.title_of(tab), self.view()), layout=is_new or is_due
+                )
+                self._frame = frame
+
+    @property
+    def tab(self) -> str:
+        """The tab that is seen; "" while the app is closing."""
+        return next((tabs.active for tabs in self.query("#tabs").results(TabbedContent)), "")
+
+    def title_of(self, tab: str) -> str:
+        """The name on a tab."""
+        return next(name for name in PANELS if name.lower() == tab)
+
+    def view(self, tab: str | None = None) -> View:
         """What is to be drawn now."""
-        assert self._player is not None
+        watch = self._watch
+        assert watch is not None
+        room = self.room(tab or self.tab)
         return View(
-            self._player,
-            self._status,
-            self._plan,
-            self._metrics,
-            self._config,
-            self._sweep,
-            self._jobs,
-            self._gpus,
-            max(40, self.size.width - 4),
-            max(10, self.size.height - 6),
-            self._window or self.usual_window(),
+            player=watch.player,
+            status=watch.status,
+            plan=watch.plan,
+            metrics=watch.metrics,
+            config=watch.config,
+            is_predicted=watch.is_predicted,
+            log=watch.log,
+            sweep=watch.sweep,
+            jobs=watch.jobs,
+            gpus=self._gpus_seen,
+            cores=self._cores,
+            width=max(40, room.width),
+            height=max(10, room.height),
+            window=self._window or self.usual_window(),
+            cursor=self._cursor,
         )
+
+    def room(self, tab: str) -> Size:
+        """Columns and lines for a panel: its own, which help beside it makes fewer."""
+        for room in self.query(f"#room-{tab}").results(VerticalScroll):
+            width = room.query_one(Panel).size.width
+            if width and room.size.height:
+                return Size(width, room.size.height)
+        return Size(self.size.width - 2 * PADDING - 1, self.size.height - 4)
 
     def usual_window(self) -> float:
         """Seconds of the last two sweeps, or of what there is."""
-        assert self._player is not None
-        begin, end = self._player.state.last_sweep
-        return max(0.01, 2 * (end - begin)) if self._player.state.sweeps else max(1.0, end)
-
-    def list_runs(self) -> None:
-        """All runs that can be shown."""
-        options = self.query_one("#list", OptionList)
-        options.clear_options()
-        self._runs = find_runs(self._folder)
-        for index, run in enumerate(self._runs[:200]):
-            status = run.status()
-            began = datetime.fromtimestamp(run.start).strftime("%Y-%m-%d %H:%M:%S")
-            options.add_option(Option(f"{status.word:12}{began}  {self.name_of(run)}", id=str(index)))
-
-    def name_of(self, run: Run) -> str:
-        """Its folder, as short as it is understood where runs are looked for."""
-        inside = run.folder.relative_to(self._folder) if run.folder.is_relative_to(self._folder) else run.folder
-        return str(inside) if inside.parts else run.folder.name
+        assert self.player is not None
+        begin, end = self.player.state.last_sweep
+        return max(0.01, 2 * (end - begin)) if self.player.state.sweeps else max(1.0, end)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Show the run that was picked."""
-        self.show_run(self._runs[int(event.option_id or 0)])
+        self.show_run(self._picker.run_of(event.option_id))
         self.tick()
         self.action_panel("Overview")
 
+    def on_tabbed_content_tab_activated(self, event: TabbedContent.TabActivated) -> None:
+        """The list of runs takes the keys while it is seen."""
+        if event.pane.id == "runs":
+            self.query_one("#list", OptionList).focus()
+        self.call_after_refresh(self.draw_panel)
+
+    def on_panel_pointed(self, event: Panel.Pointed) -> None:
+        """A moment of the timeline was clicked."""
+        if self._watch is not None and self.tab == "timeline" and event.column >= LABEL:
+            self._watch.player.hold()
+            begin, end = self.view().span
+            columns = self.view().columns
+            self._cursor = begin + (min(event.column - LABEL, columns - 1) + 0.5) * (end - begin) / columns
+            self.draw_panel()
+
     def action_panel(self, name: str) -> None:
         """Show a panel."""
+        self._tells_story = self._tells_story and self._watch is None
         self.query_one("#tabs", TabbedContent).active = name.lower()
-        self.call_after_refresh(self.tick)
+        self.call_after_refresh(self.draw_panel)
 
     def action_next(self, step: int) -> None:
         """Show the next panel, or the one before."""
         names = [*PANELS]
-        active = self.query_one("#tabs", TabbedContent).active
-        at = next((index for index, name in enumerate(names) if name.lower() == active), 0)
+        at = next((index for index, name in enumerate(names) if name.lower() == self.tab), 0)
         self.action_panel(names[(at + step) % len(names)])
 
     def action_runs(self) -> None:
         """Pick another run."""
-        self.list_runs()
+        self._picker.show(self._runs.find())
         self.action_panel("Runs")
-        options = self.query_one("#list", OptionList)
-        options.highlighted = 0 if options.option_count else None
-        options.focus()
+
+    def action_help(self) -> None:
+        """Show all keys, or no more."""
+        if self.screen.query(HelpPanel):
+            self.action_hide_help_panel()
+        else:
+            self.action_show_help_panel()
+
+    def action_story(self) -> None:
+        """Say what there is to see, or go back to it."""
+        self._tells_story = not self._tells_story
+        if self.tab == "runs":
+            self._tells_story = True
+            self.query_one("#tabs", TabbedContent).active = "overview"
+        self.draw_panel(is_due=True)
+
+    def action_leave(self) -> None:
+        """Back to the run and nothing else."""
+        if self.screen.query(HelpPanel):
+            self.action_hide_help_panel()
+        self._tells_story, self._cursor = False, None
+
+    def action_scroll(self, where: str) -> None:
+        """Go through a panel that is higher than the terminal."""
+        for room in self.query(f"#room-{self.tab}").results(VerticalScroll):
+            getattr(room, f"scroll_{where}")(animate=False)
 
     def action_pause(self) -> None:
         """Hold the moment that is shown, or go on."""
-        player = self._player
+        player = self.player
         if player is None:
             return
-        if player.is_live:
-            player.is_live, player.is_paused = False, True
-            player.state = player.state.fork()
+        if player.is_live or not player.is_paused:
+            player.hold()
         else:
-            player.is_paused = not player.is_paused
+            player.is_paused = False
 
-    def action_jump(self, step: int) -> None:
-        """Go back or forward in the run."""
-        if self._player is not None:
-            self._player.is_paused = True
-            self._player.seek(self._player.shown + step * max(1.0, JUMP * self._player.end))
+    def action_jump(self, tenths: int) -> None:
+        """Go back or forward, by tenths of what is seen."""
+        if self.player is not None:
+            self.player.hold()
+            self.player.seek(self.player.shown + STEP * tenths * self.view().window)
 
     def action_seek(self, moment: float) -> None:
-        """Go to a moment."""
-        if self._player is not None:
-            self._player.is_paused = False
-            self._player.seek(moment)
+        """Go to a moment, and on from there."""
+        if self.player is not None:
+            self.player.is_paused = False
+            self.player.seek(moment)
 
     def action_live(self) -> None:
         """Go to the newest there is."""
-        if self._player is not None:
-            self._player.is_paused = False
-            self._player.seek(self._player.end)
+        self._cursor = None
+        if self.player is not None:
+            self.player.seek(self.player.end)
 
     def action_zoom(self, step: int) -> None:
         """Look at more, or less, of the past."""
-        if self._player is not None:
+        if self.player is not None:
             self._window = min(86400.0, max(0.001, (self._window or self.usual_window()) * ZOOM**step))
+
+    def action_cursor(self, step: int) -> None:
+        """Point at the next column of the timeline, or at the one before."""
+        if self.player is None:
+            return
+        self.player.hold()
+        view = self.view()
+        begin, end = view.span
+        column = (end - begin) / view.columns
+        at = end + 0.5 * column if self._cursor is None else self._cursor
+        self._cursor = min(max(at + step * column, begin + 0.5 * column), end - 0.5 * column)
+        self.draw_panel()
+
+    def action_wait(self, step: int) -> None:
+        """Point at the next wait of compute, or at the one before, and go there if it is out of sight."""
+        player = self.player
+        if player is None:
+            return
+        player.hold()
+        view = self.view()
+        begin, end = view.span
+        at = self._cursor if self._cursor is not None else (end if step < 0 else begin)
+        least = UNSEEN * (end - begin) / view.columns
+        found, ahead = find_wait(player.state, at, step, least), player.shown
+        while found is None and step > 0 and ahead < player.end:  # farther and farther, so that none is passed over
+            ahead = min(ahead + AHEAD * max(view.window, ahead - player.shown), player.end)
+            found = find_wait(player.look(ahead), at, step, least)
+        if found is None:
+            self.notify(f"no wait {'behind' if step > 0 else 'before'} {at:.3f} s is told")
+            return
+        if not begin <= found <= end:
+            player.seek(min(found + view.window / 2, player.end - 1e-9))
+        self._cursor = found
+        self.draw_panel()
 
     def action_speed(self, step: int) -> None:
         """Replay faster or slower."""
-        if self._player is not None:
-            at = bisect_left(SPEEDS, self._player.speed)
-            self._player.speed = SPEEDS[min(len(SPEEDS) - 1, max(0, at + step))]
-            self.notify(f"replay at {self._player.speed:g} times the speed")
+        if self.player is not None:
+            at = bisect_left(SPEEDS, self.player.speed)
+            self.player.speed = SPEEDS[min(len(SPEEDS) - 1, max(0, at + step))]
+            self.notify(f"replay at {self.player.speed:g} times the speed")
 
     def action_picture(self) -> None:
         """Keep what is seen, as SVG and as text, for a report."""
         name = self._pictures / f"klotski-monitor-{datetime.now():%H%M%S}"
         try:
             name.with_suffix(".svg").write_text(self.export_screenshot(title="klotski-monitor"))
-            if self._player is not None:
+            if self._watch is not None:
                 with name.with_suffix(".txt").open("w") as file:
                     console = Console(file=file, width=self.size.width, no_color=True)
-                    for title, draw in PANELS.items():
+                    for title in PANELS:
                         console.rule(title)
-                        console.print(draw(self.view()))
+                        console.print(draw(title, self.view()))
         except OSError as error:
             self.notify(f"{name}.svg could not be written: {error.strerror}", severity="error")
         else:
             self.notify(f"written: {name}.svg and .txt")
-
-
-def step_back() -> None:
-    """From now on the run's threads come first, where both want a core."""
-    with suppress(OSError):
-        os.nice(19)
-
-
-def is_light(said: str) -> bool:
-    """Whether a terminal's background is light, by what many say of it: `foreground;background`, of 16 colours."""
-    return said.rpartition(";")[2] in ("7", "15")
-
-
-def has_hung_up() -> bool:
-    """Whether the terminal is gone, which nobody might ever say otherwise."""
-    terminal = select.poll()
-    terminal.register(sys.__stdin__.fileno() if sys.__stdin__ else 0, 0)
-    return bool(terminal.poll(0))

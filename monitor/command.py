@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from monitor.app import Monitor
-from monitor.source import Run, find_runs
+from monitor.source import Run, RunList, is_there
 
 __all__ = ["main"]
 
@@ -19,18 +19,18 @@ def main() -> int:
     parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="where runs are looked for")
     chosen = parser.parse_args()
     if chosen.run is None:
-        found = find_runs(chosen.outputs)
-        is_clear = sum(run.status().is_running for run in found) <= 1  # otherwise whoever looks on picks one
-        Monitor(found[0] if found and is_clear else None, chosen.outputs).run()
+        found = RunList(chosen.outputs).find()
+        is_clear = sum(status.is_running for _, status in found) <= 1  # otherwise whoever looks on picks one
+        Monitor(found[0][0] if found and is_clear else None, chosen.outputs).run()
         return 0
-    if (chosen.run / "run.json").is_file():
+    if is_there(chosen.run / "run.json"):
         Monitor(Run(chosen.run), chosen.run.parent).run()
         return 0
-    if not (jobs := find_runs(chosen.run)):
+    if not (jobs := RunList(chosen.run).find()):
         print(
             f"{chosen.run} is no run's folder, and none is below it: there is no run.json; name one, or leave it out",
             file=sys.stderr,
         )
         return 1
-    Monitor(jobs[0], chosen.run).run()
+    Monitor(jobs[0][0], chosen.run).run()
     return 0

@@ -6,14 +6,17 @@ from operator import itemgetter
 
 from rich.text import Text
 
-from monitor.state import Lane, State
+from monitor.lane import Lane
+from monitor.state import State
 
 __all__ = ["BUBBLE", "LEGEND", "bar", "heat", "moments", "spark", "timeline"]
 
 SHADES = " ▁▂▃▄▅▆▇█"
+ROUGH = "·░▒▓"
 HEAT = " ·░▒▓█"
 BUBBLE = "x"
 LEGEND = f"height: how busy   {BUBBLE}: compute waits for a block"
+ROUGH_LEGEND = "   ░▒▓: not written in detail"
 COLOURS = {
     "compute": "green",
     "disk": "cyan",
@@ -45,47 +48,70 @@ def level(part: float) -> str:
 
 def timeline(state: State, lanes: Iterable[str], begin: float, end: float, width: int) -> list[tuple[str, Text]]:
     """A row for each lane, compute above the others and its waits above it: how busy it was in each moment."""
-    waits = moments(state.bubbles, begin, end, width, "red bold", BUBBLE)
+    gaps = rough_columns(state, begin, end, width)
+    waits = moments(state.bubbles, begin, end, width, "red bold", gaps, BUBBLE)
     return [
         ("waits", waits),
-        *((name, moments(state.lanes[name], begin, end, width, COLOURS.get(name, "yellow"))) for name in lanes),
+        *((name, moments(state.lanes[name], begin, end, width, COLOURS.get(name, "yellow"), gaps)) for name in lanes),
     ]
 
 
-def moments(lane: Lane, begin: float, end: float, width: int, style: str, mark: str = "") -> Text:
-    """How busy a lane was, moment by moment; or a mark where it was for half of one."""
-    taken = [0.0] * width
-    columns = width / (end - begin)  # a second
-    for span in lane.between(begin, end):
-        left, right = (span.begin - begin) * columns, (span.end - begin) * columns
-        first = int(left)
-        if left >= 0 and right <= first + 1:  # as most are
-            taken[min(first, width - 1)] += span.seconds * columns
-            continue
-        weight = span.seconds / (span.end - span.begin)
-        for column in range(max(0, first), min(width - 1, int(right)) + 1):
-            taken[column] += weight * max(0.0, min(right, column + 1) - max(left, column))
-    if mark:
-        return Text("".join(mark if each >= 0.5 else "·" if each > 0.05 else " " for each in taken), style)
-    return Text("".join(level(min(1.0, each)) for each in taken), style)
+def moments(
+    lane: Lane,
+    begin: float,
+    end: float,
+    width: int,
+    style: str,
+    gaps: frozenset[int] = frozenset(),
+    mark: str = "",
+) -> Text:
+    """How busy a lane was, moment by moment; or a mark where it was for half of one. `gaps`: only a sum is known."""
+    step = (end - begin) / width
+    done = [lane.curve.at(begin + step * column)[0] for column in range(width + 1)]
+    parts = [min(1.0, (done[column + 1] - done[column]) / step) for column in range(width)]
+    shapes = (
+        rough(part) if column in gaps else marked(part, mark) if mark else level(part)
+        for column, part in enumerate(parts)
+    )
+    return Text("".join(shapes), style)
+
+
+def marked(part: float, mark: str) -> str:
+    """A mark where a share is half of one and more."""
+    return mark if part >= 0.5 else "·" if part > 0.05 else " "
+
+
+def rough(part: float) -> str:
+    """A share of one, of which nobody knows when."""
+    return ROUGH[min(len(ROUGH) - 1, round(part * len(ROUGH)))]
+
+
+def rough_columns(state: State, begin: float, end: float, width: int) -> frozenset[int]:
+    """The moments of which only sums are told."""
+    step = (end - begin) / width
+    columns: set[int] = set()
+    for left, right in state.gaps:
+        if left < end and right > begin:
+            first, last = (left - begin) / step + 0.5, (right - begin) / step - 0.5
+            columns.update(range(max(0, int(first)), min(width - 1, int(last)) + 1))
+    return frozenset(columns)
 
 
 def heat(rows: Mapping[int, Mapping[int, int]], experts: int, width: int, height: int) -> list[Text]:
-    """Layers by experts, the more the darker; several share a character where there is no room, or one has several."""
+    """Layers by experts, the more of its layer the darker; several share a character where there is no room."""
     layers = sorted(rows)
     per_column = -(-max(1, experts) // max(1, width))
     per_row = -(-max(1, len(layers)) // max(1, height))
     wide = min(4, max(1, width // max(1, experts)))
-    top = max((count for each in rows.values() for count in each.values()), default=0) or 1
+    tops = {layer: max(rows[layer].values(), default=0) or 1 for layer in layers}
     lines = []
     for first in range(0, len(layers), per_row):
         group = layers[first : first + per_row]
         line, cells = Text(f"{group[0]:4} ", "dim"), []
         for column in range(0, experts, per_column):
             there = range(column, min(experts, column + per_column))
-            most = max(rows[layer].get(expert, 0) for layer in group for expert in there)
-            part = most / top
-            step = max(1 if most else 0, round(part * (len(HEAT) - 1)))
+            part = max(rows[layer].get(expert, 0) / tops[layer] for layer in group for expert in there)
+            step = max(1 if part else 0, round(part * (len(HEAT) - 1)))
             cells.append(("bold red" if part > 0.75 else "yellow" if part > 0.35 else "", HEAT[step] * wide))
         for style, same in groupby(cells, key=itemgetter(0)):  # a terminal draws a few long pieces faster
             line.append("".join(text for _, text in same), style)

@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from monitor.events import Event, ends
+from monitor.lane import Span
 from monitor.source import read_events
-from monitor.state import Span, State
+from monitor.state import State
 
-__all__ = ["Index", "ends", "gc_paused"]
+__all__ = ["Index", "gc_paused"]
 
 LIMIT = 128  # checkpoints; one of five busy lanes takes 0.6 MB
 FRACTION = 10  # segments from one checkpoint to the next
@@ -79,7 +81,7 @@ class Index:
         self._earliest = inf
         self._count = 0
 
-    def add(self, event: dict[str, Any], position: int, state: State) -> None:
+    def add(self, event: Event, position: int, state: State) -> None:
         """Take the file's next event. `position`: where its line ends; `state`: how things stand with it."""
         moment = ends(event)
         self._earliest = min(self._earliest, moment)
@@ -143,10 +145,7 @@ class Packer(pickle.Pickler):
     def reducer_override(self, value: object) -> Any:
         """How to make a value again; NotImplemented: as pickle does."""
         if isinstance(value, deque) and value and isinstance(value[0], Span):
-            try:
-                return unpack_spans, (to_msgpack.encode(list(value)), value.maxlen)
-            except OverflowError:  # a line with a number that nobody can have meant
-                pass
+            return unpack_spans, (to_msgpack.encode(list(value)), value.maxlen)
         return NotImplemented
 
 
@@ -167,9 +166,3 @@ def unpack(packed: bytes) -> State:
     state = pickle.loads(zlib.decompress(packed))
     assert isinstance(state, State)
     return state
-
-
-def ends(event: dict[str, Any]) -> float:
-    """When an event was over."""
-    moment = event.get("end", event.get("time", 0.0))
-    return float(moment) if isinstance(moment, int | float) else 0.0

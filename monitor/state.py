@@ -1,21 +1,21 @@
-"""What the panels show, as one snapshot that events move on. Bounded, however long the run.
-
-An event that lacks a field, or has another type of value than it should, changes nothing.
-"""
+"""What the panels show, as one snapshot that events move on. Bounded, however long the run."""
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, field
-from math import ceil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from monitor.units import brief, size
+from msgspec.structs import replace
 
-__all__ = ["Cause", "Lane", "Span", "State"]
+from monitor.curve import Curve
+from monitor.events import Event, Operation, Standing, Sum, Sweep, Wait, Waits
+from monitor.lane import Lane, Span, span_of
 
-KEPT = 6000  # spans of a lane
-SWEEPS = 2000
+__all__ = ["State"]
+
+SWEEPS = 2000  # that are kept
+WORKS = 512  # sweeps, or neighbours together, of which is kept what they had to do
+LANES = 16  # more are garbage
+KINDS = 16  # of operations that compute waits for, likewise
 STAGES = {  # of a batch, by the operation of it that ended last
     "start": "waiting",
     "attention": "router",
@@ -23,68 +23,25 @@ STAGES = {  # of a batch, by the operation of it that ended last
     "finish": "done",
     "sample": "waiting",
 }
-ENOUGH = 0.05  # of the time; less waiting is not worth a word
-SLOW = 0.6  # of what a plan counted on; a disk that others use, too, may well give three quarters
-FULL = 0.85  # of the time: a lane that is busy for so long has no more to give
+PHASES = {"gather": "experts", "expert": "experts", "combine": "experts", "score": "scoring"}
+
+Counts = dict[int, dict[int, int]]
+"""Of each layer, of each expert."""
 
 
-class Span(NamedTuple):
-    """Something that took from `begin` to `end`; `seconds` of it, if it is a sum."""
+class Stage(NamedTuple):
+    """Where a batch is: since when, in the run's clock."""
 
-    begin: float
-    end: float
-    seconds: float
-    kind: str
+    name: str
     layer: int
-    expert: int
-    batch: int
-    nbytes: int
-    tokens: int
-    number: int
-    parts: tuple[tuple[int, int], ...] = ()  # experts that were computed at once, and the tokens of each
-
-    @property
-    def name(self) -> str:
-        """What it was, in words."""
-        what = f"layer {self.layer} {self.kind}"
-        if self.parts:
-            return f"{what}, {len(self.parts)} at once"
-        if self.number > 1:
-            return f"{what}, {self.number} of them"
-        return what + (f" {self.expert}" if self.expert >= 0 else "") + (f", batch {self.batch}" * (self.batch >= 0))
+    since: float
 
 
-@dataclass
-class Lane:
-    """A lane: what it did last, and all that it did."""
+class Work(NamedTuple):
+    """What a sweep, or a few that follow each other, had to do: bytes of each lane, operations of `compute`."""
 
-    spans: deque[Span] = field(default_factory=lambda: deque(maxlen=KEPT))
-    seconds: float = 0.0
-    nbytes: int = 0
-    waiting: tuple[int, int] = (0, 0)  # operations and bytes, when the run last said so
-
-    def fork(self) -> "Lane":
-        """The same, to go on from."""
-        return Lane(self.spans.copy(), self.seconds, self.nbytes, self.waiting)
-
-    def between(self, begin: float, end: float) -> Iterator[Span]:
-        """Spans that overlap a time, the latest first."""
-        for span in reversed(self.spans):
-            if span.end <= begin:
-                return
-            if span.begin < end:
-                yield span
-
-    def busy(self, begin: float, end: float) -> float:
-        """The share of a time in which it worked."""
-        return share(self.between(begin, end), begin, end)
-
-
-class Cause(NamedTuple):
-    """Why the compute lane waits, and what could be done about it."""
-
-    waits: float  # share of the time
-    sentence: str
+    seconds: float
+    amounts: dict[str, int]
 
 
 class State:
@@ -93,50 +50,56 @@ class State:
     def __init__(self) -> None:
         self.now = 0.0  # seconds of the run's clock that it has told of
         self.active = 0.0  # when the last thing that it told of ended on a lane
+        self.origin: float | None = None  # when sweeps began, once one has ended
         self.lanes: dict[str, Lane] = {}
         self.bubbles = Lane()
-        self.stages: dict[int, tuple[str, int]] = {}  # of each batch: stage and layer
+        self.reasons: dict[str, Curve] = {}  # of bubbles, by the kind of the operation that waited
+        self.gaps: deque[tuple[float, float]] = deque(maxlen=SWEEPS)  # times of which only sums are told
+        self.stages: dict[int, Stage] = {}  # of each batch
         self.phase: tuple[str, int] = ("waiting", 0)  # of the group
-        self.sweeps: deque[dict[str, Any]] = deque(maxlen=SWEEPS)
+        self.sweeps: deque[Sweep] = deque(maxlen=SWEEPS)
+        self.works: list[Work] = []
         self.num_sweeps = 0
         self.sweep_seconds = 0.0
         self.output_tokens = 0
         self.prompt_tokens = 0
-        self.tokens: dict[int, dict[int, int]] = defaultdict(dict)  # of each layer's experts
-        self.arrivals: dict[int, dict[int, int]] = defaultdict(dict)
+        self.tokens: Counts = defaultdict(dict)
+        self.came: dict[str, Counts] = {}  # by lane: how often each expert did
         self.wanted: dict[str, int] = {}
-        self.memory: deque[tuple[float, int]] = deque(maxlen=SWEEPS)
+        self.memory = 0  # bytes of the process; 0: not told
         self.requests = 0
         self.prefetch = (0, 0)  # guesses that were sent for, and used
-        self.unknown = 0  # events that nobody here knows, or that lack something
+        self._marked = 0.0  # when lanes were last settled
+        self._moved: dict[str, int] = {}  # by lane, up to the last sweep
 
     def fork(self) -> "State":
         """The same, to go on from without changing this one."""
         other = copy(self)
         other.lanes = {name: lane.fork() for name, lane in self.lanes.items()}
         other.bubbles = self.bubbles.fork()
-        other.stages, other.wanted = dict(self.stages), dict(self.wanted)
-        other.sweeps, other.memory = self.sweeps.copy(), self.memory.copy()
-        other.tokens = defaultdict(dict, {layer: dict(each) for layer, each in self.tokens.items()})
-        other.arrivals = defaultdict(dict, {layer: dict(each) for layer, each in self.arrivals.items()})
+        other.reasons = {kind: curve.fork() for kind, curve in self.reasons.items()}
+        other.stages, other.wanted, other.works = dict(self.stages), dict(self.wanted), list(self.works)
+        other.sweeps, other.gaps = self.sweeps.copy(), self.gaps.copy()
+        other.tokens = copy_of(self.tokens)
+        other.came = {lane: copy_of(counts) for lane, counts in self.came.items()}
         return other
 
-    def apply(self, event: Mapping[str, Any]) -> None:
+    def apply(self, event: Event) -> None:
         """Move on by an event."""
-        try:
-            match event.get("event"):
-                case "span" | "spans":
-                    self._span(str(event["lane"]), read_span(event))
-                case "bubble" | "bubbles":
-                    self._keep(self.bubbles, read_span(event))
-                case "sweep":
-                    self._sweep(event)
-                case "state":
-                    self._look(event)
-                case _:
-                    self.unknown += 1
-        except (KeyError, TypeError, ValueError):
-            self.unknown += 1
+        match event:
+            case Wait() | Waits():
+                self._wait(span_of(event))
+            case Operation() | Sum():
+                self._span(event.lane, span_of(event))
+            case Sweep():
+                self._sweep(event)
+            case Standing():
+                self._stand(event)
+
+    @property
+    def arrivals(self) -> Counts:
+        """How often each expert came to where arithmetic happens."""
+        return self.came.get("link") or self.came.get("disk") or {}
 
     @property
     def rate(self) -> float:
@@ -147,144 +110,165 @@ class State:
     def rate_now(self) -> float:
         """Output tokens a second over the last sweeps."""
         last = list(self.sweeps)[-8:]
-        seconds = sum(each["end"] - each["begin"] for each in last)
-        return sum(each.get("output_tokens", 0) for each in last) / seconds if seconds > 0 else 0.0
+        seconds = sum(each.end - each.begin for each in last)
+        return sum(each.output_tokens for each in last) / seconds if seconds > 0 else 0.0
 
     @property
     def last_sweep(self) -> tuple[float, float]:
         """Begin and end of the last one; what has been told, if none has ended."""
-        if not self.sweeps:
-            return 0.0, self.now
-        return self.sweeps[-1]["begin"], self.sweeps[-1]["end"]
+        return (self.sweeps[-1].begin, self.sweeps[-1].end) if self.sweeps else (0.0, self.now)
 
     @property
-    def busiest(self) -> tuple[str, float]:
-        """The lane that has worked for the largest share of all sweeps, and that share."""
-        shares = {name: lane.seconds / self.sweep_seconds for name, lane in self.lanes.items() if self.sweep_seconds}
-        name = max(shares, key=shares.__getitem__, default="")
-        return name, min(1.0, shares.get(name, 0.0))
+    def bubble_fraction(self) -> float:
+        """The share of all sweeps in which compute waited."""
+        return self.bubbles.seconds / self.sweep_seconds if self.sweep_seconds else 0.0
 
-    def cause(self, begin: float, end: float, pipeline: Mapping[str, Any], plan: Mapping[str, Any]) -> Cause:
-        """Why compute waited between two times. `pipeline`, `plan`: the run's own, as far as they are known."""
-        waits = self.bubbles.busy(begin, end)
-        works = self.lanes["compute"].busy(begin, end) if "compute" in self.lanes else 0.0
-        if not waits and not works:
-            return Cause(waits, "Nothing is computed: the run loads, or plans, or has ended.")
-        if waits < ENOUGH:
-            return Cause(waits, "The compute lane hardly waits: arithmetic sets the pace.")
-        ways = {name: lane for name, lane in self.lanes.items() if name != "compute"}
-        busiest, used = max(
-            ((name, lane.busy(begin, end)) for name, lane in ways.items()), key=lambda each: each[1], default=("", 0.0)
-        )
-        reasons: dict[str, float] = defaultdict(float)
-        for span in self.bubbles.between(begin, end):
-            reasons[span.kind] += span.seconds
-        kind = max(reasons, key=lambda each: reasons[each]) if reasons else "blocks"
-        what = {"expert": "experts", "attention": "dense parts"}.get(kind, kind)
-        if used >= FULL:
-            lead = f"Compute waits for {what} while {busiest} never rests ({used:.0%} busy): {busiest} sets the pace. "
-            return Cause(waits, lead + self._remedy(busiest, begin, end, plan))
-        late = [f"{key}={pipeline[key]}" for key in ("prefetch", "on_demand") if pipeline.get(key) in ("none", "lazy")]
-        why = f" ({', '.join(late)})" if late else ""
-        return Cause(
-            waits,
-            f"Compute waits for {what} while {busiest or 'every lane'} is busy for {used:.0%} only: blocks are sent "
-            f"for too late{why}, or there are too few slots for them.",
-        )
+    @property
+    def is_in_detail(self) -> bool:
+        """Whether what happens now is told operation by operation, or in sums of a layer."""
+        return not self.gaps or self.gaps[-1][1] < self._marked
 
-    def _remedy(self, name: str, begin: float, end: float, plan: Mapping[str, Any]) -> str:
-        """What could be done about a lane that never rests."""
-        spans = list(self.lanes[name].between(begin, end))
-        moved, seconds = sum(span.nbytes for span in spans), sum(span.seconds for span in spans)
-        expected = (plan.get("rates") or {}).get(name)
-        if seconds and isinstance(expected, int | float) and moved / seconds < SLOW * expected:
-            return (
-                f"It moves {size(moved / seconds)}/s, and the plan counted on {size(expected)}/s: something slows it."
-            )
-        n, layer = plan.get("n_batches"), (plan.get("conditions") or {}).get("7") or {}
-        computes, reads = layer.get("compute", 0.0), layer.get("transfer", 0.0)
-        if not isinstance(n, int) or not 0 < computes < reads:
-            return "More sequences for each arrival (n_batches, batch_size) would help, or more memory for what stays."
-        times = f"by the plan a layer computes for {brief(computes)} and reads for {brief(reads)}"
-        enough = ceil(n * reads / computes)
-        if "n_batches" in plan.get("as_set", ()):
-            return f"n_batches={n} is too small: {times}, so that it would take {enough} batches to hide it."
-        return f"{times.capitalize()}: {enough} batches instead of {n} would hide it, had they room in memory."
+    @property
+    def attending(self) -> tuple[int, int] | None:
+        """The batch that the compute lane is at, and its layer, while batches go through attention one by one."""
+        lane = self.lanes.get("compute")
+        last = lane.spans[-1] if lane and lane.spans else None
+        if last is None or last.batch not in self.stages:
+            return None
+        if last.kind in ("attention", "project"):
+            behind = (batch for batch, stage in self.stages.items() if stage.name in ("waiting", "done"))
+            batch = min(behind, default=None)
+            return None if batch is None else (batch, last.layer)
+        name, layer, _ = self.stages[last.batch]
+        if any(stage.name != name or (name == "done" and stage.layer != layer) for stage in self.stages.values()):
+            return None
+        return min(self.stages), (layer + 1 if name == "done" else 0)
 
-    def _span(self, lane: str, span: Span) -> None:
-        self._keep(self.lanes.setdefault(lane, Lane()), span)
-        if lane != "compute":
+    def lane(self, name: str) -> Lane:
+        """The lane of a name; one beyond all that there can be is nobody's."""
+        if name in self.lanes or len(self.lanes) < LANES:
+            return self.lanes.setdefault(name, Lane())
+        return Lane()
+
+    def _span(self, name: str, span: Span) -> None:
+        self.lane(name).add(span)
+        self._reach(span.end)
+        if name != "compute":
             if span.expert >= 0:
-                arrivals = self.arrivals[span.layer]
-                arrivals[span.expert] = arrivals.get(span.expert, 0) + 1
+                count(self.came.setdefault(name, defaultdict(dict)), span.layer, span.expert, 1)
             return
         if span.kind == "expert":
-            tokens = self.tokens[span.layer]
-            for expert, count in span.parts or ((span.expert, span.tokens),) * (span.expert >= 0):
-                tokens[expert] = tokens.get(expert, 0) + count
-        if span.batch >= 0 and span.kind in STAGES:
+            for expert, tokens in span.parts or ((span.expert, span.tokens),) * (span.expert >= 0):
+                count(self.tokens, span.layer, expert, tokens)
+        if span.number == 1:
+            self._at_work(span.batch, span.kind, span.layer, span.end)
+
+    def _at_work(self, batch: int, kind: str, layer: int, moment: float) -> None:
+        """A batch, or the group, has done something."""
+        if batch >= 0 and kind in STAGES:
             # Where the cores look at keys and values, attention goes on when the compute lane has asked for it.
-            is_asked = span.kind == "attention" and "cores" in self.lanes
-            self.stages[span.batch] = "attention" if is_asked else STAGES[span.kind], span.layer
-        elif span.kind in ("gather", "expert", "combine", "score"):
-            self.phase = ("scoring" if span.kind == "score" else "experts"), span.layer
+            is_asked = kind == "attention" and "cores" in self.lanes
+            self.stages[batch] = Stage("attention" if is_asked else STAGES[kind], layer, moment)
+        elif kind in PHASES:
+            self.phase = PHASES[kind], layer
 
-    def _keep(self, lane: Lane, span: Span) -> None:
-        lane.spans.append(span)
-        lane.seconds += span.seconds
-        lane.nbytes += span.nbytes
-        self.active = max(self.active, span.end)
-        self.now = max(self.now, span.end)
+    def _wait(self, span: Span) -> None:
+        self.bubbles.add(span)
+        kind = span.kind if span.kind in self.reasons or len(self.reasons) < KINDS else ""
+        self.reasons.setdefault(kind, Curve()).add(span.begin, span.end, span.seconds, 0)
+        self._reach(span.end)
 
-    def _sweep(self, event: Mapping[str, Any]) -> None:
-        begin, end = float(event["begin"]), float(event["end"])
-        self.sweeps.append(dict(event))
+    def _reach(self, moment: float) -> None:
+        self.active = max(self.active, moment)
+        self.now = max(self.now, moment)
+
+    def _sweep(self, event: Sweep) -> None:
+        if self.origin is None:
+            self._begin(event)
+        self._settle(event, event.end)
         self.num_sweeps += 1
-        self.sweep_seconds += end - begin
-        self.output_tokens += int(event.get("output_tokens", 0))
-        self.prompt_tokens += int(event.get("prefill_tokens", 0))
-        self.now = max(self.now, end)
-        if len(self.stages) > 4 * max(1, int(event.get("batches", 1))):  # those that have ended
-            kept = sorted(self.stages)[-int(event.get("batches", 1)) :]
-            self.stages = {batch: self.stages[batch] for batch in kept}
+        self.sweep_seconds += event.end - event.begin
+        self.output_tokens += event.output_tokens
+        self.prompt_tokens += event.prefill_tokens
+        if event.tokens or event.arrivals:
+            self.tokens = by_layer(event.tokens)
+            self.came = {"link" if "link" in self.lanes else "disk": by_layer(event.arrivals)}
+        if event.busy:
+            self._note_work(event)
+        self.sweeps.append(replace(event, tokens=[], arrivals=[]))  # these are large
+        self._note(event)
+        self.stages = {batch: stage for batch, stage in self.stages.items() if stage.since > event.begin}
+        self._reach(event.end)
 
-    def _look(self, event: Mapping[str, Any]) -> None:
-        self.now = max(self.now, float(event["time"]))
-        for name, (count, nbytes) in event.get("waiting", {}).items():
-            self.lanes.setdefault(name, Lane()).waiting = int(count), int(nbytes)
-        self.wanted = {str(why): int(count) for why, count in event.get("wanted", {}).items()}
-        self.memory.append((float(event["time"]), int(event.get("memory", 0))))
-        self.prefetch = int(event.get("requested", 0)), int(event.get("used", 0))
-        self.requests = int(event.get("requests", 0))
+    def _begin(self, event: Sweep) -> None:
+        """The first sweep has ended: what came before it was to load what stays."""
+        self.origin = self._marked = event.begin
+        for lane in (*self.lanes.values(), self.bubbles):
+            lane.begin(event.begin)
+
+    def _stand(self, event: Standing) -> None:
+        self.now = max(self.now, event.time)
+        for name, waiting in event.waiting.items():
+            self.lane(name).waiting = waiting
+        self.wanted, self.memory = event.wanted, event.memory
+        self._note(event)
+        if event.batches:
+            self.stages = {}
+        for batch, kind, layer in event.batches:
+            self._at_work(batch, kind, layer, event.time)
+        if self.origin is not None:
+            self._settle(event, event.time)
+
+    def _note(self, event: Sweep | Standing) -> None:
+        """What is counted by both; an older klotski leaves it out of one."""
+        self.requests = max(self.requests, event.requests)
+        self.prefetch = max(self.prefetch, (event.requested, event.used))
+
+    def _settle(self, event: Sweep | Standing, moment: float) -> None:
+        """Lanes have done so much by now: what operations do not say lies since the last time."""
+        begin = self._marked
+        if not event.busy or moment <= begin:
+            return
+        lost = [
+            self.lane(name).settle(seconds, event.bytes.get(name, 0), begin, moment)
+            for name, seconds in event.busy.items()
+        ]
+        if self.bubbles.settle(event.bubble, 0, begin, moment) or any(lost):
+            if self.gaps and self.gaps[-1][1] >= begin:
+                begin = self.gaps.pop()[0]
+            self.gaps.append((begin, moment))
+            self.active = max(self.active, moment)
+        self._marked = moment
+
+    def _note_work(self, event: Sweep) -> None:
+        moved = {name: total - self._moved.get(name, 0) for name, total in event.bytes.items()}
+        self._moved = event.bytes
+        self.works.append(Work(event.end - event.begin, {"disk": 0} | moved | {"compute": event.flops}))
+        if len(self.works) > WORKS:
+            last = self.works.pop() if len(self.works) % 2 else None
+            pairs = zip(self.works[::2], self.works[1::2], strict=True)
+            self.works = [both(one, two) for one, two in pairs] + ([last] if last else [])
 
 
-def read_span(event: Mapping[str, Any]) -> Span:
-    """What an event says of a span, or of several that were summed up."""
-    begin, end = float(event["begin"]), float(event["end"])
-    return Span(
-        begin,
-        end,
-        float(event.get("seconds", end - begin)),
-        str(event["kind"]),
-        int(event["layer"]),
-        int(event.get("expert", -1)),
-        int(event.get("batch", -1)),
-        int(event.get("bytes", 0)),
-        int(event.get("tokens", 0)),
-        int(event.get("count", 1)),
-        tuple((int(expert), int(tokens)) for expert, tokens in event.get("parts", ())),
-    )
+def both(one: Work, two: Work) -> Work:
+    """Two together."""
+    names = one.amounts | two.amounts
+    amounts = {name: one.amounts.get(name, 0) + two.amounts.get(name, 0) for name in names}
+    return Work(one.seconds + two.seconds, amounts)
 
 
-def share(spans: Iterator[Span], begin: float, end: float) -> float:
-    """How much of a time spans take."""
-    if end <= begin:
-        return 0.0
-    taken = 0.0
-    for span in spans:
-        if span.begin >= begin and span.end <= end:  # as most do
-            taken += span.seconds
-            continue
-        overlap = min(span.end, end) - max(span.begin, begin)
-        taken += overlap * (span.seconds / (span.end - span.begin) if span.end > span.begin else 0.0)
-    return min(1.0, taken / (end - begin))
+def count(counts: Counts, layer: int, expert: int, more: int) -> None:
+    """Add to an expert's number."""
+    experts = counts[layer]
+    experts[expert] = experts.get(expert, 0) + more
+
+
+def by_layer(table: list[list[int]]) -> Counts:
+    """A table of layers as it is kept."""
+    rows = {layer: {expert: number for expert, number in enumerate(row) if number} for layer, row in enumerate(table)}
+    return defaultdict(dict, {layer: row for layer, row in rows.items() if row})
+
+
+def copy_of(counts: Counts) -> Counts:
+    """The same, to be changed."""
+    return defaultdict(dict, {layer: dict(experts) for layer, experts in counts.items()})

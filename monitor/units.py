@@ -1,6 +1,6 @@
 """Numbers as people say them."""
 
-__all__ = ["brief", "size", "when"]
+__all__ = ["brief", "flops", "plural", "size", "when"]
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -11,6 +11,11 @@ def size(nbytes: float) -> str:
     while abs(nbytes) >= 1000 and unit < len(UNITS) - 1:
         nbytes, unit = nbytes / 1000, unit + 1
     return f"{nbytes:.3g}{UNITS[unit]}"
+
+
+def flops(operations: float) -> str:
+    """Operations of arithmetic."""
+    return f"{operations / 1e9:.3g} GFLOP"
 
 
 def when(seconds: float) -> str:
@@ -25,3 +30,8 @@ def when(seconds: float) -> str:
 def brief(seconds: float) -> str:
     """Seconds that may be small parts of one."""
     return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def plural(count: float, what: str) -> str:
+    """So many of something, which has an ordinary plural."""
+    return f"{count:.0f} {what}" + ("" if count == 1 else "es" if what.endswith("ch") else "s")

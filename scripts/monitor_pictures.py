@@ -11,7 +11,7 @@ from pathlib import Path
 
 from monitor.app import Monitor
 from monitor.panels import PANELS
-from monitor.source import Run, find_runs
+from monitor.source import Run, RunList
 
 FOLDER = Path("docs") / "monitor"
 SIZE = (110, 30)
@@ -23,11 +23,11 @@ async def take(run: Run, panels: Iterable[str]) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     async with app.run_test(size=SIZE) as pilot:
         await pilot.pause(2.0)
-        player = app._player
+        player = app.player
         assert player is not None
         if not run.status().is_running:
             sweeps = list(player.state.sweeps)
-            player.seek(sweeps[len(sweeps) // 2]["end"])
+            player.seek(sweeps[len(sweeps) // 2].end)
             player.is_paused = True
         for name in panels:
             await pilot.press(str(1 + list(PANELS).index(name)))
@@ -38,4 +38,4 @@ async def take(run: Run, panels: Iterable[str]) -> None:
 if __name__ == "__main__":
     asyncio.run(take(Run(Path(sys.argv[1])), PANELS))
     for sweep in sys.argv[2:]:
-        asyncio.run(take(find_runs(Path(sweep))[0], ["Sweep"]))
+        asyncio.run(take(RunList(Path(sweep)).find()[0][0], ["Sweep"]))

@@ -1,23 +1,18 @@
 """Bubbles made on purpose are seen on the timeline, and the overview names their cause."""
 
-import asyncio
 import time
-from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 import klotski.executors.torch
 from klotski.weights.layout import BlockLayout
 from klotski.weights.reader import Reader, Reading
-from monitor.app import Monitor
 from monitor.draw import BUBBLE
-from monitor.panels import overview, time_line
-from monitor.source import Run
 from tests.cli.process import run_klotski
 from tests.engine import run_engine
+from tests.tui.told import player_of, said, view_of
 
 GPU = ("executor=simulate", "model=mixtral", "hw=rtx4090", "workload=synthetic", "history=none")
 FEW_TOKENS = ("workload.input_tokens=16", "workload.output_tokens=4")
@@ -25,20 +20,9 @@ FEW_TOKENS = ("workload.input_tokens=16", "workload.output_tokens=4")
 
 def shown(run: Path) -> tuple[str, str]:
     """The overview, and the row of waits of the timeline, when all has been read."""
-
-    async def look() -> tuple[str, str]:
-        app = Monitor(Run(run), run.parent)
-        async with app.run_test(size=(160, 50)) as pilot:
-            await pilot.pause(0.5)
-            out = StringIO()
-            console = Console(file=out, width=400, no_color=True)
-            console.print(time_line(app.view()))
-            waits = next(line for line in out.getvalue().splitlines() if line.startswith("waits"))
-            out.truncate(out.seek(0))
-            console.print(overview(app.view()))
-            return out.getvalue(), waits
-
-    return asyncio.run(look())
+    view = view_of(player_of(run), size=(156, 44))
+    line = said("Timeline", view)
+    return said("Overview", view), next(row for row in line.splitlines() if row.startswith("waits"))
 
 
 class SlowReader(Reader):

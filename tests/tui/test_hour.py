@@ -5,16 +5,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from monitor import index
-from monitor.index import ends
+from monitor.events import ends, read_line
 from monitor.player import Player
 from monitor.source import Run, read_events
 from monitor.state import State
 from monitor.units import when
 from tests.engine import run_engine
+from tests.tui.told import player_of
 from tests.watching import watching
 
 SIMULATED = ("executor=simulate", "model=mixtral", "hw=rtx4090", "history=none", "workload=synthetic")
@@ -44,7 +44,7 @@ def minute(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="module")
 def player(hour: Run) -> Player:
-    return loaded(hour)
+    return player_of(hour.folder)
 
 
 def with_looks(run: Path) -> Path:
@@ -54,20 +54,14 @@ def with_looks(run: Path) -> Path:
     with file.open("wb") as out:
         for line in lines:
             out.write(line)
-            seconds = max(seconds, ends(msgspec.json.decode(line)))
+            event = read_line(line)
+            assert event is not None
+            seconds = max(seconds, ends(event))
             while number / 4 < seconds:
                 look = LOOK % (number / 4, number % 7, number << 20, number % 5, number << 10, number, number // 2)
                 out.write(look.encode())
                 number += 1
     return run
-
-
-def loaded(run: Run) -> Player:
-    """All that there is has been read."""
-    player = Player(run)
-    while player.is_loading:
-        player.advance(0.0)
-    return player
 
 
 def read_until(run: Run, moments: list[float]) -> Iterator[State]:
@@ -85,7 +79,8 @@ def read_until(run: Run, moments: list[float]) -> Iterator[State]:
 
 
 def test_an_hour_is_one(hour: Run) -> None:
-    assert hour.metrics()["elapsed_time"] > 3600
+    assert hour.metrics().amount("elapsed_time") > 3600
+    assert 2e7 < (hour.folder / "events.jsonl").stat().st_size < 8e7
     with (hour.folder / "events.jsonl").open("rb") as file:
         kinds = [line[:20] for line in file]
     assert len(kinds) > 250_000
@@ -130,7 +125,7 @@ def test_a_moment_by_seeking_is_that_by_reading(hour: Run, player: Player) -> No
 def test_it_stays_so_when_checkpoints_have_been_given_up(minute: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("monitor.player.APART", 20)
     monkeypatch.setattr(index, "LIMIT", 4)
-    player, rng = loaded(minute), random.Random(3)
+    player, rng = player_of(minute.folder), random.Random(3)
     moments = [rng.uniform(0.0, player.end) for _ in range(12)]
     moments += [moments[-1] + step / 4 for step in range(8)]  # as it is replayed
     for moment, expected in zip(moments, read_until(minute, moments), strict=True):
@@ -140,13 +135,16 @@ def test_it_stays_so_when_checkpoints_have_been_given_up(minute: Run, monkeypatc
     assert 1 < len(checkpoints) <= 4
 
 
-def test_a_number_that_nobody_can_have_meant_does_no_harm(
-    minute: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("monitor.player.APART", 20)
-    odd = f'{{"event":"span","lane":"disk","kind":"expert","layer":0,"begin":0,"end":1,"bytes":{10**30}}}\n'
-    (tmp_path / "events.jsonl").write_text(odd + (minute.folder / "events.jsonl").read_text())
-    player = loaded(Run(tmp_path))
-    for moment in (0.5, 2.0, player.end - 1.0):
-        player.seek(moment)
-        assert (player.state.lanes["disk"].nbytes > 10**30) == (moment > 1)
+def test_a_long_run_is_right_at_any_moment_by_its_own_count(hour: Run, player: Player) -> None:
+    """Many sweeps of an hour are summed up: what lanes did is what the run counted all the same."""
+    metrics = hour.metrics()
+    player.seek(player.end)
+    state = player.state
+    busy = {name: lane.seconds for name, lane in state.lanes.items() if lane.seconds}
+    assert busy == pytest.approx(metrics.numbers("lane_busy_seconds"), rel=1e-6)
+    assert state.bubble_fraction == pytest.approx(metrics.number("bubble_fraction"), rel=1e-6)
+    for share in (0.3, 0.6, 0.9):
+        player.seek(share * player.end)
+        begin, end = player.state.last_sweep
+        spent = [player.state.lanes["compute"].busy(begin, end), player.state.bubbles.busy(begin, end)]
+        assert 0.9 < sum(spent) <= 1.01, "the compute lane works or waits"
