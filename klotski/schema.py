@@ -174,24 +174,25 @@ PLAUSIBLE = {
     "device_memory": Range("bytes", 1, 40e12, 500e9),
     "host_memory": Range("bytes", 1, 40e12, 40e12),
     "runtime_memory": Range("bytes", 0, 50e9, 50e9),
-    # From a worn disk to four NVMe drives of PCIe 5 side by side.
-    "disk_bandwidth": Range("B", 1e7, 3e10, 3e10),
+    # From a worn disk, in requests of a few kilobytes, to NVMe drives of PCIe 5 side by side.
+    "disk_bandwidth": Range("B", 1e6, 3e10, 3e10),
     # From PCIe 3 x1 to NVLink-C2C, which gives 450 GB/s each way.
     "link_bandwidth": Range("B", 5e8, 5e11, 5e11),
     "link_bandwidth_back": Range("B", 5e8, 5e11, 5e11),
     # Two sockets of twelve channels of DDR5 have 1.2 TB/s; the largest GPUs 8 TB/s.
     "memory_bandwidth": Range("B", 1e9, 1.3e12, 1e13),
     "host_memory_bandwidth": Range("B", 1e9, 1.3e12, 1.3e12),
-    "product_bandwidth": Range("B", 1e8, 1.3e12, 1e13),
+    # An expert of a few kilobytes is done before it has got under way.
+    "product_bandwidth": Range("B", 1e5, 1.3e12, 1e13),
     # Two sockets with matrix units reach some hundred TFLOP/s; a B200 has a peak of 2.3 PFLOP/s in bfloat16.
     "compute_rate": Range("FLOP", 1e8, 1e15, 5e15),
     "compute_rate_float32": Range("FLOP", 1e8, 1e14, 5e14),
-    "dense_rate": Range("FLOP", 1e8, 1e15, 5e15),
-    "disk_latency": Range("s", 1e-6, 0.1, 0.1),
-    "batch_overhead": Range("s", 1e-7, 0.1, 0.1),
-    "expert_overhead": Range("s", 1e-7, 0.1, 0.1),
-    "wake_overhead": Range("s", 1e-7, 0.1, 0.1),
-    "operation_overhead": Range("s", 1e-7, 0.01, 0.01),
+    "dense_rate": Range("FLOP", 1e5, 1e15, 5e15),
+    "disk_latency": Range("s", 1e-7, 1.0, 1.0),
+    "batch_overhead": Range("s", 1e-7, 1.0, 1.0),
+    "expert_overhead": Range("s", 1e-7, 1.0, 1.0),
+    "wake_overhead": Range("s", 1e-7, 1.0, 1.0),
+    "operation_overhead": Range("s", 1e-7, 0.05, 0.05),
 }
 OVER_PCIE = 130e9  # bytes a second: x16 of its sixth generation, each way
 OVER_NVLINK = re.compile(r"GH200|GB200|GB300|GB10")  # GPUs that share a board with their CPU

@@ -79,7 +79,8 @@ def why_not_here(config: RunConfig) -> str | None:
     path, is_away = config.model.path, lacks_weights(config.model)
     if machine := another_machine(config.hw):
         weights = f", and the weights of {path} are not here either" if is_away else ""
-        return f"{machine}{weights}; there the same command runs, and hw=auto executor=torch runs here"
+        there = "" if config.hw.elsewhere else "there the same command runs, and "
+        return f"{machine}{weights}; {there}hw=auto executor=torch runs here"
     if is_away and find_folder(path):
         return f"{path} is a config without weights; with the files of its checkpoint beside it, the same command runs"
     if is_away:

@@ -104,7 +104,7 @@ def configure(config: RunConfig, device: Device) -> None:
         torch.set_num_threads(threads)
     keep_small_memory()
     if not device.has_host_tier:
-        for name, memory in find_gpus():
+        for name, memory in find_gpus() if config.hw.gpu != "none" else []:
             logger.warning("the %s with %s is not used: this torch cannot use it", name, format_size(memory))
         if config.hw.host_memory != "auto":
             logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")

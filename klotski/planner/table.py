@@ -53,7 +53,7 @@ REACHES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "wake": ("after a long wait", short),
 }
 """Of the rates, what each is called, and how it is written."""
-ONLY_OF_A_GPU = ("back", "below")
+NOT_OF_CORES, NOT_OF_A_GPU = ("back", "below"), ("wake",)
 
 
 def show_plan(plan: Plan, facts: ModelFacts, console: Console) -> None:
@@ -102,11 +102,11 @@ def decisions(plan: Plan, facts: ModelFacts) -> Iterable[tuple[str, str, str]]:
 
 def machine(rates: Rates) -> Iterable[tuple[str, str, str]]:
     """What the machine is held to reach, and why."""
+    absent = NOT_OF_CORES if rates.link is None else NOT_OF_A_GPU
     for name, (what, says) in REACHES.items():
         value = getattr(rates, name)
-        if value is None or (name in ONLY_OF_A_GPU and rates.link is None):
-            continue
-        yield what, says(value), rates.why(name)
+        if value is not None and name not in absent:
+            yield what, says(value), rates.why(name)
     yield "dense parts", format_flops(rates.dense_share * rates.compute), rates.why("dense_share")
 
 
