@@ -1,4 +1,4 @@
-"""What a run leaves of its machine is an option that can be read, runs where it was made, and is predicted elsewhere."""
+"""What a run leaves of its machine can be read: it runs where it was made, and is predicted anywhere else."""
 
 import json
 import re
