@@ -202,8 +202,9 @@ class Costs:
         else:
             arrival = self.arrival(using)
             ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / arrival
-            reads_on = self.wishes.prefetch is not Prefetch.none and self.rates.link is not None
-            if reads_on and arrival < self.rates.link:  # the disk, into CPU memory
+            link = self.rates.link
+            if self.wishes.prefetch is not Prefetch.none and link is not None and arrival < link:
+                # The disk, which sets the pace, reads on into CPU memory.
                 ahead += self.window * self.facts.mean_expert / self.rates.disk
             layers = self.facts.num_layers
             layer = (attention + cache) / layers

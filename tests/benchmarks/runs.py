@@ -3,13 +3,17 @@
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+import psutil
 
 from tests.benchmarks.models import MODELS, folder_of, make
 
@@ -18,6 +22,7 @@ __all__ = [
     "RUN",
     "KilledError",
     "SlowError",
+    "disturbed",
     "klotski",
     "lengths",
     "limited",
@@ -94,6 +99,26 @@ def settings(model: str, budget: str, folder: Path, hardware: Path | None) -> li
         "history=none",  # what one row learns is not to help another
         f"hydra.run.dir={folder}",
     ]
+
+
+def disturbed(run: Callable[[], dict[str, Any]]) -> tuple[float, dict[str, Any]]:
+    """Of the cores' time during a run, the share that other programs took; and what the run returned."""
+    before, own, began = busy_seconds(), children_seconds(), time.monotonic()
+    found = run()
+    others = busy_seconds() - before - (children_seconds() - own)
+    return max(0.0, others) / (time.monotonic() - began) / (psutil.cpu_count() or 1), found
+
+
+def busy_seconds() -> float:
+    """Seconds that all cores together have worked, for whomever."""
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+
+
+def children_seconds() -> float:
+    """Those that they have worked for processes that this one began, and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def metrics_in(folder: Path) -> dict[str, Any]:
