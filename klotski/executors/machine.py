@@ -49,22 +49,22 @@ class Measured(NamedTuple):
 def machine_rates(setting: str, model: OpenModel, device: Device) -> Rates | None:
     """What this machine reaches; None: it has not been measured, and a small model is not worth it.
 
-    `setting`: where it is kept, as for `History`; where nothing may be kept only a GPU is measured. The disk is
-    measured with the model's own blocks, where they are at hand.
+    `setting`: where it is kept, as for `History`; nothing is measured where nothing may be kept. The disk is measured
+    with the model's own blocks, where they are at hand.
     """
     home = home_of(setting)
-    if sum(layout.slot_bytes for layout in model.layouts.values()) < ENOUGH or not (home or device.has_host_tier):
+    if home is None or sum(layout.slot_bytes for layout in model.layouts.values()) < ENOUGH:
         return None
-    file = home and home / f"machine-{socket.gethostname()}.json"
-    kept = read(file) if file else {}
+    file = home / f"machine-{socket.gethostname()}.json"
+    kept = read(file)
     where = f"{name_of(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known, wanted = kept.get(where, {}), measurements(model, device)
     if missing := wanted.keys() - known.keys():
         logger.info("measuring %s, once", " and ".join(sorted(each.partition("_")[0] for each in missing)))
         known |= {each: Measured(wanted[each](), f"{date.today():%Y-%m-%d}") for each in missing}
-        if file:
-            keep(file, kept | {where: known})
-    return as_rates({name: Measured(*known[name]) for name in wanted if name in known}, where, device)
+        keep(file, kept | {where: known})
+    usable = {name: Measured(*known[name]) for name in (*wanted, "disk") if name in known}  # the disk by other models
+    return as_rates(usable, where, device)
 
 
 def measurements(model: OpenModel, device: Device) -> dict[str, Callable[[], float]]:

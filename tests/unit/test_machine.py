@@ -80,11 +80,6 @@ def test_of_a_gpu_its_memory_its_way_and_its_launches_are_measured_too(model: Op
     assert rates.why("between") == NOMINAL_GPU.reason
 
 
-def test_a_gpu_is_measured_each_time_where_nothing_is_kept(model: OpenModel, tmp_path: Path) -> None:
-    rates = machine_rates("none", model, DelayedDevice(1, 0.0))
-    assert rates is not None and rates.link is not None
-
-
 def test_what_is_damaged_is_measured_again(model: OpenModel, tmp_path: Path) -> None:
     machine_rates(str(tmp_path), model, CpuDevice())
     (file,) = tmp_path.iterdir()
@@ -101,6 +96,8 @@ def test_without_weights_the_disk_is_not_measured_yet(folder: Path, tmp_path: Pa
     known = machine_rates(str(tmp_path), open_model(folder, None), CpuDevice())
     assert known is not None
     assert known.disk != NOMINAL.disk
+    again = machine_rates(str(tmp_path), open_model(folder, None, is_dummy=True), CpuDevice())
+    assert again == known, "measured with another model's blocks"
 
 
 def test_nothing_is_measured_where_nothing_is_kept_or_for_a_small_model(
