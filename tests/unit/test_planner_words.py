@@ -12,9 +12,9 @@ from rich.console import Console
 
 from klotski import schema
 from klotski.app import config_folder
-from klotski.core import OnDemand, Prefetch, Residents
+from klotski.core import OnDemand, Prefetch, Request, Residents
 from klotski.executors import planning
-from klotski.executors.planning import SETTINGS, choose_rates, hardware_file
+from klotski.executors.planning import SETTINGS, choose_rates, find_terms, hardware_file
 from klotski.planner import NOMINAL, Budget, Costs, Demand, ModelFacts, Plan, Rates, Wishes, explain, show_plan
 from klotski.planner.conditions import Condition, Conditions, inequalities
 from klotski.planner.memory import Candidate
@@ -191,6 +191,15 @@ def test_what_the_command_line_sets_of_a_certain_machine_is_said_to_be_set(monke
     rates = choose_rates(config("hw=rtx4090", override), NOMINAL)
     assert (rates.link, rates.why("link"), rates.why("back")) == (5e10, "as set", "of hw=rtx4090")
     assert rates.reason == "the link's as set, the disk's of hw=rtx4090, arithmetic's of hw=rtx4090"
+
+
+def test_a_gpu_of_which_nothing_is_known_has_a_link_and_what_is_free_of_it() -> None:
+    requests = [Request("one", (3, 4), 5, 0)]
+    terms = find_terms(config(), "bfloat16", model(), requests, None, (10**10, "90% of what is free"))
+    assert terms.rates.link == NOMINAL_GPU.link
+    assert terms.rates.why("link") == NOMINAL_GPU.reason
+    assert terms.budget.reason == "90% of what is free"
+    assert terms.budget.host > 0
 
 
 def test_dense_parts_keep_their_share_in_float32() -> None:
