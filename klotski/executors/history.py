@@ -27,7 +27,7 @@ __all__ = ["History", "home_of"]
 logger = logging.getLogger(__name__)
 
 KEPT = ("disk", "start", "product", "compute", "dense_share", "turn", "step", "between", "wake")  # of the rates
-KEPT_OF_A_GPU = (*KEPT, "link", "back", "memory", "below")
+KEPT_OF_A_GPU = ("link", "product", "compute", "dense_share", "turn", "step", "between")
 RUNS = 5  # whose rates are remembered; machines are shared, so the median of them counts
 
 
@@ -53,12 +53,16 @@ class History:
 
     @property
     def rates(self) -> Rates | None:
-        """What runs on this machine reached, in the median; None: no run."""
+        """What runs on this machine reached, in the median, and what is nominal beside it; None: no run."""
+        return self.over(self._otherwise)
+
+    def over(self, otherwise: Rates) -> Rates | None:
+        """The same, beside what else is known; None: no run."""
         runs = self._runs()
         if not runs:
             return None
         known = dict(zip(self._kept, map(median, zip(*runs, strict=True)), strict=True))
-        return self._otherwise.because("measured by earlier runs of this model", **known)
+        return otherwise.because("measured by earlier runs of this model", **known)
 
     def shares(self, experts: Sequence[int], top_k: int) -> list[list[float]] | None:
         """For each layer, the share of tokens that chose each expert; None: no run."""

@@ -67,7 +67,10 @@ def prepare(
     facts = replace(facts, shares=history.shares(facts.expert_counts, facts.top_k))
     known = None
     if not names_a_machine(config.hw):
-        known = history.rates or (None if is_described(config) else measure())
+        known = history.rates
+        if (known is None or on_gpu) and not is_described(config):  # with a GPU, a run does not measure all of it
+            measured = measure()
+            known = known if measured is None else history.over(measured) or measured
     terms = find_terms(config, outline.dtype, facts, requests, known, of_gpu)
     return Task(outline, requests, encoder, history, terms, plan_run(terms))
 

@@ -94,14 +94,17 @@ def test_a_run_that_read_nothing_leaves_the_rates_of_others(tmp_path: Path, mode
 
 
 def test_what_a_gpu_reached_is_kept_apart_from_what_the_cores_did(tmp_path: Path, model: Path) -> None:
-    reached = NOMINAL_GPU._replace(link=2e10, compute=9e13, memory=7e11)
+    reached = NOMINAL_GPU._replace(link=2e10, compute=9e13)
     History(str(tmp_path / "history"), "m", model).keep(learned(), RATES)
     History(str(tmp_path / "history"), "m", model, on_gpu=True).keep(learned(), reached)
     assert History(str(tmp_path / "history"), "m", model).rates == RATES
-    again = History(str(tmp_path / "history"), "m", model, on_gpu=True).rates
-    assert again is not None
+    history = History(str(tmp_path / "history"), "m", model, on_gpu=True)
+    again, beside = history.rates, history.over(NOMINAL_GPU.because("measured once", memory=7e11, link=1.0))
+    assert again is not None and beside is not None
     assert again._replace(reasons={}) == reached
-    assert (again.why("link"), again.why("memory")) == (MEASURED, MEASURED)
+    assert (again.why("link"), again.why("memory")) == (MEASURED, NOMINAL_GPU.reason)
+    assert (beside.link, beside.memory) == (2e10, 7e11)
+    assert (beside.why("link"), beside.why("memory")) == (MEASURED, "measured once")
 
 
 def test_what_was_never_measured_keeps_its_reason(tmp_path: Path, model: Path) -> None:
