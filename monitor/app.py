@@ -108,7 +108,7 @@ class Monitor(App[None]):
         if not self.is_headless:
             self.call_after_refresh(step_back)
         self.set_interval(PERIOD, self.tick)
-        self.tick()
+        self.draw_panel()  # before anything is read, so that the terminal is not empty for long
 
     def on_unmount(self) -> None:
         """Give back what was taken."""
@@ -128,12 +128,8 @@ class Monitor(App[None]):
         self._ticks += 1
         if is_due:
             self.look()
-        watch = self._watch
-        if watch is None:
-            self.sub_title = "pick a run"
-        else:
-            watch.player.advance(PERIOD)
-            self.sub_title = f"{watch.words} · {self._picker.name_of(watch.run)}"
+        if self._watch is not None:
+            self._watch.player.advance(PERIOD)
         self.draw_panel(is_due=is_due)
 
     def look(self) -> None:
@@ -157,6 +153,7 @@ class Monitor(App[None]):
     def draw_panel(self, *, is_due: bool = False) -> None:
         """Draw the panel that is seen, if there is something new."""
         watch, tab = self._watch, self.tab
+        self.sub_title = f"{watch.words} · {self._picker.name_of(watch.run)}" if watch else "pick a run"
         for panel in self.query(f"#panel-{tab}").results(Panel):
             if watch is None:
                 panel.update(story())

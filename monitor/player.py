@@ -50,7 +50,7 @@ class Player:
     @property
     def has_read(self) -> float:
         """The share of what there is that has been read."""
-        return self._tail.position / self._tail.size if self._tail.size else 1.0
+        return self._tail.position / self._tail.size if self._tail.size else float(not self.is_loading)
 
     @property
     def words(self) -> str:

@@ -4,8 +4,6 @@ from collections import defaultdict, deque
 from copy import copy
 from typing import NamedTuple
 
-from msgspec.structs import replace
-
 from monitor.curve import Curve
 from monitor.events import Event, Operation, Standing, Sum, Sweep, Wait, Waits
 from monitor.lane import Lane, Span, span_of
@@ -37,6 +35,17 @@ class Stage(NamedTuple):
     since: float
 
 
+class PastSweep(NamedTuple):
+    """What is kept of a sweep."""
+
+    begin: float
+    end: float
+    output_tokens: int
+    batches: int
+    cache_bytes: int
+    flops: int
+
+
 class Work(NamedTuple):
     """What a sweep, or a few that follow each other, had to do: bytes of each lane, operations of `compute`."""
 
@@ -57,7 +66,7 @@ class State:
         self.gaps: deque[tuple[float, float]] = deque(maxlen=SWEEPS)  # times of which only sums are told
         self.stages: dict[int, Stage] = {}  # of each batch
         self.phase: tuple[str, int] = ("waiting", 0)  # of the group
-        self.sweeps: deque[Sweep] = deque(maxlen=SWEEPS)
+        self.sweeps: deque[PastSweep] = deque(maxlen=SWEEPS)
         self.works: list[Work] = []
         self.num_sweeps = 0
         self.sweep_seconds = 0.0
@@ -195,7 +204,8 @@ class State:
             self.came = {"link" if "link" in self.lanes else "disk": by_layer(event.arrivals)}
         if event.busy:
             self._note_work(event)
-        self.sweeps.append(replace(event, tokens=[], arrivals=[]))  # these are large
+        about = (event.output_tokens, event.batches, event.cache_bytes, event.flops)
+        self.sweeps.append(PastSweep(event.begin, event.end, *about))
         self._note(event)
         self.stages = {batch: stage for batch, stage in self.stages.items() if stage.since > event.begin}
         self._reach(event.end)

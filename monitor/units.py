@@ -2,20 +2,25 @@
 
 __all__ = ["brief", "flops", "plural", "size", "when"]
 
-UNITS = ("B", "kB", "MB", "GB", "TB")
+PREFIXES = ("", "k", "M", "G", "T", "P")
 
 
 def size(nbytes: float) -> str:
     """Bytes."""
-    unit = 0
-    while abs(nbytes) >= 1000 and unit < len(UNITS) - 1:
-        nbytes, unit = nbytes / 1000, unit + 1
-    return f"{nbytes:.3g}{UNITS[unit]}"
+    return f"{scaled(nbytes)}B"
 
 
 def flops(operations: float) -> str:
     """Operations of arithmetic."""
-    return f"{operations / 1e9:.3g} GFLOP"
+    return f"{scaled(operations)}FLOP"
+
+
+def scaled(number: float) -> str:
+    """A number with three digits and a prefix."""
+    prefix = 0
+    while abs(number) >= 1000 and prefix < len(PREFIXES) - 1:
+        number, prefix = number / 1000, prefix + 1
+    return f"{number:.3g}{PREFIXES[prefix]}"
 
 
 def when(seconds: float) -> str:

@@ -18,9 +18,10 @@ def time_line(view: View) -> RenderableType:
     known = view.state.bubbles.between(begin, end)
     waits = sorted(known, key=lambda span: -span.seconds)[: max(3, view.height - 8 - 2 * len(view.lanes))]
     longest = [Text(f"{1e3 * span.seconds:8.1f} ms at {when(span.begin)} for {span.name}") for span in waits]
-    head = (
-        "the longest waits of compute (n, p: to the next, the one before):" if longest else "no wait of compute is told"
-    )
+    if longest:
+        head = "the longest waits of compute (n, p: to the next, the one before):"
+    else:
+        head = "no wait of compute is told one by one" if view.cause.waits else "compute waited for nothing"
     lead = Text(f"{view.window:.3g} seconds   {LEGEND}{ROUGH_LEGEND * bool(view.state.gaps)}", "dim")
     moment = end if view.pointer is None else view.pointer
     now = [Text(f"{name:{LABEL}}{doing(view.state, view.state.lanes[name], moment)}") for name in view.lanes]

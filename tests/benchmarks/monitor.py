@@ -13,7 +13,8 @@ are compared with those before and behind.
 Prints a table, and writes a JSON line for each row to `outputs/bench-monitor.jsonl`:
 
 - `sweeps`: of the long run, the time of the sweeps without a monitor by that of their neighbours with one: the median
-  of all such ratios, its standard error, and `cost`, by which it is less than one.
+  of all such ratios, its standard error, and `cost`, by which it is less than one; `in_detail`: the share of sweeps
+  that were written operation by operation, which is when a monitor has most to read.
 - `throughput`: output tokens a second without and with a monitor, medians; the ratio within each pair, its median and
   its range; `cost`, by which the median ratio is less than one. `--model tiny` is the worst case, and one that
   nobody has: all cores are busy all the time, with thousands of operations a second, each of which the monitor reads.
@@ -58,6 +59,13 @@ class Sweeps:
         self._events = (RUN / "events.jsonl").open("rb")
         self._line = b""
         self._seconds: list[float] = []
+        self._whole = 0  # of these, those that are written operation by operation: what a monitor reads is most then
+        self._is_whole = False
+
+    @property
+    def whole(self) -> float:
+        """The share of sweeps that are written operation by operation."""
+        return self._whole / max(1, len(self._seconds))
 
     def next(self, count: int) -> list[float]:
         """The next sweeps that begin, when they have ended."""
@@ -76,6 +84,9 @@ class Sweeps:
             if line.startswith(b'{"event":"sweep"'):
                 sweep = json.loads(line)
                 self._seconds.append(sweep["end"] - sweep["begin"])
+                self._whole += self._is_whole
+                self._is_whole = False
+            self._is_whole |= line.startswith(b'{"event":"span",')
 
 
 def come_and_go(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -98,7 +109,8 @@ def come_and_go(chosen: argparse.Namespace) -> dict[str, Any]:
         run.kill()
     # Of a median of numbers that are about normally distributed.
     error = 1.25 * stdev(ratios) / len(ratios) ** 0.5
-    return {"row": "sweeps", "ratio": median(ratios), "error": error, "cost": 1 - median(ratios), "all": ratios}
+    found = {"ratio": median(ratios), "error": error, "cost": 1 - median(ratios), "in_detail": sweeps.whole}
+    return {"row": "sweeps"} | found | {"all": ratios}
 
 
 def alone(chosen: argparse.Namespace) -> Figures:

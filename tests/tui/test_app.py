@@ -46,6 +46,7 @@ def drive(app: Monitor, keys: Callable[[Pilot[None]], Awaitable[None]], size: tu
     async def go() -> None:
         async with app.run_test(size=size) as pilot:
             await pilot.pause(0.1)
+            app.tick()
             await keys(pilot)
 
     asyncio.run(go())

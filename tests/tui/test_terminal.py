@@ -122,6 +122,19 @@ def test_a_run_is_found_watched_by_two_and_killed_under_them(tmp_path: Path) -> 
         assert one.shows("status 0")
 
 
+def test_a_prediction_is_watched_as_it_is_made(tmp_path: Path) -> None:
+    many = ("workload=synthetic", "workload.num_requests=2048", "pipeline.n_batches=4", "pipeline.batch_size=16")
+    predicted = ("executor=simulate", "model=mixtral", "hw=rtx4090", *many)
+    with running(tmp_path / "run", *predicted) as run, terminal(tmp_path / "run", size=(120, 30)) as shown:
+        assert shown.shows("predicted, live", "▶ running", "tokens/s"), shown.screen
+        assert comes_true(lambda: bool(re.search(r"done in [1-9][0-9]* sweep", shown.screen))), shown.screen
+        shown.press("2")
+        assert shown.shows("link", "waiting: not told"), shown.screen
+        run.send_signal(signal.SIGTERM)
+        run.wait()
+        assert shown.shows("predicted, interrupted"), shown.screen
+
+
 def test_every_key_in_a_terminal_of_any_size(finished: Path, tmp_path: Path) -> None:
     with terminal(finished, where=tmp_path) as shown:
         assert shown.shows("✓ ok")

@@ -10,11 +10,14 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +25,7 @@ from klotski.core import DENSE, Compute, LaneName, Operation, PrefetchCount, Req
 from klotski.errors import KlotskiError, OutputError
 from klotski.executors.account import Account
 from klotski.lanes import InlineLane, ThreadLane
+from klotski.lanes.cuda import CudaLane
 from klotski.planner import ModelFacts
 from klotski.telemetry import Allowance, Recorder, RunLog, StateEvent, SweepUse, Totals, summarize, write_trace
 from klotski.workload import Encoder
@@ -343,6 +347,50 @@ def test_events_leave_out_what_is_at_its_default() -> None:
     ]
     assert recorder.busy_seconds == {"disk": 0.25}
     assert recorder.bubble_seconds == 0.25
+
+
+class FakeEvent:
+    """A device's event, that comes when it is told to."""
+
+    def __init__(self, **_: bool) -> None:
+        self.has_come = False
+
+    def record(self, *_: object) -> None:
+        pass
+
+    def query(self) -> bool:
+        return self.has_come
+
+
+def test_a_gpus_copy_lane_says_what_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the host has not queued yet, and what the stream has not come to; nothing of it is waited for."""
+    stream = SimpleNamespace(wait_event=lambda _: None, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    marks: list[FakeEvent] = []
+
+    def mark(_: object) -> FakeEvent:
+        marks.append(FakeEvent())
+        return marks[-1]
+
+    clock = SimpleNamespace(device="cuda", mark=mark, time=lambda _: 0.0)
+    lane = CudaLane(LaneName.LINK, Recorder(None), time.monotonic, clock)  # type: ignore[arg-type]
+    read = threading.Event()
+    host = SimpleNamespace(is_done=read.is_set, wait=read.wait)
+    lane.submit(Operation("expert", 0, 0, nbytes=5), lambda: None)
+    lane.submit(Operation("expert", 0, 1, nbytes=7), lambda: None, [host])
+    lane.submit(Operation("expert", 0, 2, nbytes=11), lambda: None)
+    assert lane.waiting == (3, 23)
+    for each in marks:
+        each.has_come = True
+    assert lane.waiting == (2, 18)
+    read.set()
+    while lane.waiting[0] == 2 and len(marks) < 9:
+        time.sleep(0.001)
+    for each in marks:
+        each.has_come = True
+    lane.close()
+    assert lane.waiting == (0, 0)
 
 
 def test_without_a_file_events_are_added_up_all_the_same() -> None:
