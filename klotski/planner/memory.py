@@ -102,7 +102,9 @@ def fits_below(terms: Terms, choice: Candidate, need: int) -> bool:
     if terms.rates.link is None:
         return True
     room = budget.host - host_cache(terms, choice)
-    staying = max(0, budget.nbytes - need) if terms.wishes.keeps_experts else 0
+    # Whole blocks stay: less than the largest of them finds no room any more.
+    whole = budget.nbytes - need - max(facts.largest_expert, facts.largest_dense)
+    staying = max(0, whole) if terms.wishes.keeps_experts else 0
     return room >= min(window_bytes(facts, budget.host), max(0, facts.weight_bytes - staying))
 
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from klotski.core import Prefetch, Products
@@ -77,6 +77,7 @@ def test_without_a_gpu_nothing_moves() -> None:
 
 
 @given(st.integers(1, 2 * 10**9), st.integers(80_000_000, 10**9), st.sampled_from([None, True, False]))
+@example(1, 195_540_349, True)  # a block does not find the room that is left for a part of it
 @examples(100)
 def test_what_lies_below_fits_there_or_is_refused_with_what_would_do(
     host: int, device: int, moves: bool | None
