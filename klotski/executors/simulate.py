@@ -13,7 +13,7 @@ from klotski.core import LaneName, Products, Request, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.garbage import uncollected
 from klotski.executors.outline import read_outline
-from klotski.executors.planning import describe
+from klotski.executors.planning import describe, is_described
 from klotski.executors.task import Task, find_shape, is_dummy, make_sweeper, prepare
 from klotski.lanes import VirtualClock, VirtualComputeLane
 from klotski.pipeline import (
@@ -25,7 +25,7 @@ from klotski.pipeline import (
     create_predictor,
     run_group,
 )
-from klotski.planner import Costs, Rates, placement_order, show_plan
+from klotski.planner import Costs, Rates, find_gpus, placement_order, show_plan
 from klotski.schema import RunConfig
 from klotski.simulation import (
     DrawnRouters,
@@ -42,7 +42,8 @@ from klotski.weights import Residency, SlotKind, has_weights
 from klotski.workload import RoughTokenizer, cut_batches
 
 if TYPE_CHECKING:
-    from klotski.model import OpenModel  # which takes torch
+    from klotski.executors.devices import Device  # which takes torch
+    from klotski.model import OpenModel
 
 __all__ = ["SimulatedExecutor"]
 
@@ -84,11 +85,16 @@ def make_task(config: RunConfig, log: RunLog) -> Task:
 
         return open_for(config, folder, shape_only=shape_only)
 
+    @cache
+    def device() -> "Device":
+        from klotski.executors.devices import find_device
+
+        return find_device(config.hw.gpu)
+
     def measure() -> Rates | None:
-        from klotski.executors.devices import CpuDevice
         from klotski.executors.machine import machine_rates
 
-        return machine_rates(config.history, opened(), CpuDevice())
+        return machine_rates(config.history, opened(), device())
 
     outline = read_outline(folder) if shape_only else None
     tokenizer: Any = None
@@ -98,7 +104,8 @@ def make_task(config: RunConfig, log: RunLog) -> Task:
         outline, tokenizer = outline_of(opened()), opened().tokenizer
     if shape_only:  # what has no file is taken to be read as it is
         outline = replace(outline, facts=replace(outline.facts, stored_bytes=outline.facts.block_bytes))
-    return prepare(config, log, folder, outline, tokenizer or RoughTokenizer(), measure)
+    of_gpu = None if is_described(config) or not find_gpus() else device().memory()
+    return prepare(config, log, folder, outline, tokenizer or RoughTokenizer(), measure, of_gpu)
 
 
 def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:
