@@ -22,16 +22,8 @@ from klotski.planner import (
     runtime_memory,
 )
 from klotski.planner.rates import NOMINAL_GPU
-from klotski.schema import (
-    OF_A_GPU,
-    PLAUSIBLE,
-    HwConfig,
-    LoadFormat,
-    RunConfig,
-    is_overridden,
-    names_a_machine,
-    read_hardware,
-)
+from klotski.schema import HwConfig, LoadFormat, RunConfig, is_overridden, names_a_machine, read_hardware
+from klotski.schema.hardware import OF_A_GPU, PLAUSIBLE
 from klotski.units import format_flops, format_size, parse_count, parse_size
 from klotski.workload import in_batch_order
 

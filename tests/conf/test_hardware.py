@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from klotski import app, schema
 from klotski.errors import ConfigError
 from klotski.planner.hardware import is_gpu
-from klotski.schema import OF_A_GPU, OF_CORES, OF_EACH, PLAUSIBLE, HwConfig
+from klotski.schema.hardware import OF_A_GPU, OF_CORES, OF_EACH, PLAUSIBLE, HwConfig
 
 HW = app.config_folder() / "hw"
 NUMBERS = {
