@@ -30,9 +30,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from klotski.assets import PUBLISHED, SHAPES, TINY
 from klotski.core import LaneName
 from klotski.executors.devices import CudaDevice, Device
-from klotski.executors.machine import copy_blocks, multiply
+from klotski.executors.machine import copy_blocks, machine_rates, multiply
 from klotski.executors.torch import TorchExecutor
 from klotski.lanes import Clock, Lane, SpanSink
+from klotski.model import OpenModel
+from klotski.planner import Rates
 from klotski.weights.dummy import DummyReader, Made
 from klotski.weights.layout import BlockLayout
 from tests.benchmarks.accelerate_baseline import StepClock
@@ -72,7 +74,7 @@ class Arena:
     """A device whose CPU memory for blocks is taken, pinned and filled once for all runs; see `executors.Device`."""
 
     def __init__(self, device: Device, nbytes: int) -> None:
-        self._device = device
+        self.device = device
         self.place = device.place
         self.has_host_tier = device.has_host_tier
         self.blocks = device.allocate_host(nbytes)
@@ -92,38 +94,38 @@ class Arena:
 
     def memory(self) -> tuple[int, str] | None:
         """As the device."""
-        return self._device.memory()
+        return self.device.memory()
 
     def limit(self, nbytes: int) -> None:
         """As the device."""
-        self._device.limit(nbytes)
+        self.device.limit(nbytes)
 
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         """As the device."""
-        return self._device.lanes(clock)
+        return self.device.lanes(clock)
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         """As the device."""
-        return self._device.allocate(nbytes)
+        return self.device.allocate(nbytes)
 
     def allocate_host(self, nbytes: int) -> torch.Tensor:
         """For the blocks that stay on the host, which a run asks for first, what was filled; then as the device."""
         if self._is_given or nbytes > self.blocks.numel():
-            return self._device.allocate_host(nbytes)
+            return self.device.allocate_host(nbytes)
         self._is_given = True
         return self.blocks[:nbytes]
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
         """As the device."""
-        self._device.copy(target, source)
+        self.device.copy(target, source)
 
     def multiplies_together(self, dtype: torch.dtype) -> bool:
         """As the device."""
-        return self._device.multiplies_together(dtype)
+        return self.device.multiplies_together(dtype)
 
     def wait(self) -> None:
         """As the device."""
-        self._device.wait()
+        self.device.wait()
 
 
 class FilledReader(DummyReader):
@@ -142,7 +144,13 @@ def ours(row: Row, model: list[str], arena: Arena, folder: Path) -> dict[str, An
     """The metrics of a run."""
     shutil.rmtree(folder, ignore_errors=True)
     arena.begin()
+
+    def rates(_: str, opened: OpenModel, __: Device) -> Rates | None:
+        """What the GPU reaches, measured once, and with memory of its own: the arena's is filled."""
+        return machine_rates(str(folder.with_name("rates")), opened, arena.device)
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("klotski.executors.torch.machine_rates", rates)
         patch.setattr("klotski.executors.create", lambda config: TorchExecutor(arena))
         patch.setattr("klotski.executors.torch.DummyReader", lambda: FilledReader(arena))
         run_engine(folder, *model, "workload=synthetic", "history=none", "events=false", *row.settings())
