@@ -99,7 +99,6 @@ class Monitor(App[None]):
         tone = "light" if is_light(os.environ.get("COLORFGBG", "")) else "dark"
         self.theme = f"ansi-{tone}"
         psutil.cpu_percent(percpu=True)  # it tells what was since the last time
-        self.query_one("#room-log", VerticalScroll).anchor()
         self._picker.show(self._runs.find())
         if self._run is None:
             self.action_runs()
@@ -166,10 +165,12 @@ class Monitor(App[None]):
             if frame != self._frame or is_due:
                 # What lies where takes as long to find as to draw, and seldom changes.
                 is_new = frame[:4] != self._frame[:4] if self._frame else True
-                panel.update(
-                    story() if self._tells_story else draw(self.title_of(tab), self.view()), layout=is_new or is_due
-                )
+                was_at_end = tab == "log" and panel.room.is_vertical_scroll_end
+                drawn = story() if self._tells_story else draw(self.title_of(tab), self.view())
+                panel.update(drawn, layout=is_new or is_due)
                 self._frame = frame
+                if was_at_end:
+                    self.call_after_refresh(panel.room.scroll_end, animate=False)
 
     @property
     def tab(self) -> str:

@@ -1,5 +1,6 @@
 """What a tab shows."""
 
+from textual.containers import VerticalScroll
 from textual.events import Click
 from textual.message import Message
 from textual.widgets import Static
@@ -18,6 +19,12 @@ class Panel(Static):
         def __init__(self, column: int) -> None:
             super().__init__()
             self.column = column
+
+    @property
+    def room(self) -> VerticalScroll:
+        """What it is scrolled in."""
+        assert isinstance(self.parent, VerticalScroll)
+        return self.parent
 
     def on_click(self, event: Click) -> None:
         """Tell where."""

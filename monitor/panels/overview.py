@@ -57,7 +57,7 @@ def clock(view: View) -> str:
         return f"predicted, clock {when(view.state.now)}"
     run = view.player.run
     if view.status.is_running and view.player.is_live and run.is_here and run.start:
-        return f"since {when(max(0.0, time.time() - run.start))}"
+        return f"for {when(max(0.0, time.time() - run.start))}"
     return f"clock {when(view.state.now)}"
 
 

@@ -409,7 +409,7 @@ def test_before_there_is_anything_to_see_it_says_what_goes_on(
         await pilot.pause(0.3)
         shown = text_of(app, "overview")
         assert words.lower() in shown.lower(), shown
-        assert ("since 0." in shown or "since 1." in shown) == ("metrics.json" not in files)
+        assert ("for 0." in shown or "for 1." in shown) == ("metrics.json" not in files)
         assert "Nothing is computed" not in shown or "metrics.json" in files
 
     app = Monitor(Run(tmp_path), tmp_path)
