@@ -368,6 +368,6 @@ class Monitor(App[None]):
                         console.rule(title)
                         console.print(draw(title, self.view()))
         except OSError as error:
-            self.notify(f"{name}.svg could not be written: {error.strerror}", severity="error")
+            self.notify(f"{name}.svg could not be written: {error.strerror}", severity="error", markup=False)
         else:
-            self.notify(f"written: {name}.svg and .txt")
+            self.notify(f"written: {name}.svg and .txt", markup=False)

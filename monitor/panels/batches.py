@@ -31,7 +31,7 @@ def batches(view: View) -> RenderableType:
 def stages_of(view: View) -> dict[int, tuple[str, int]]:
     """Of each batch, where it is."""
     state = view.state
-    if view.is_over or (not state.is_in_detail and not state.stages):
+    if has_left(view) or (not state.is_in_detail and not state.stages):
         return {}
     phase, at = state.phase
     attending = state.attending
@@ -46,10 +46,15 @@ def stages_of(view: View) -> dict[int, tuple[str, int]]:
     return found
 
 
+def has_left(view: View) -> bool:
+    """Whether all batches have; of a run that failed, or died, it is shown where they were."""
+    return view.is_over and view.status.word == "ok"
+
+
 def nobody(view: View) -> str:
     """Why there are no batches to show."""
     state = view.state
-    if view.is_over:
+    if has_left(view):
         return "The run has ended: all batches have left. Go back in time (←) to see them."
     if state.num_sweeps and not state.is_in_detail:
         taken = plural(state.sweeps[-1].batches, "batch")

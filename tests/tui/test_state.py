@@ -299,6 +299,13 @@ def test_a_batch_is_in_attention_while_it_is() -> None:
     assert state.attending == (1, 1)
 
 
+def test_batches_of_a_run_that_died_are_shown_where_they_were(tmp_path: Path) -> None:
+    player = Player(Run(tmp_path))
+    player.state.apply(span("compute", "attention", 0.0, 1.0, layer=3, batch=7))
+    assert "7          3  ·        ·          ●" in said("Batches", view_of(player, status=Status("dead")))
+    assert "all batches have left" in said("Batches", view_of(player, status=Status("ok")))
+
+
 def test_a_queue_that_nobody_tells_of_is_not_said_to_be_empty(tmp_path: Path) -> None:
     player = Player(Run(tmp_path))
     player.state.apply(span("disk", "expert", 0.0, 1.0))
