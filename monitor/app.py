@@ -134,7 +134,8 @@ class Monitor(App[None]):
     def look(self) -> None:
         """Look at what changes slowly."""
         self._cores = [part / 100 for part in psutil.cpu_percent(percpu=True)]
-        self.run_worker(self.look_at_gpus, thread=True, exclusive=True, group="gpus")
+        if not any(worker.group == "gpus" for worker in self.workers):  # a driver that hangs is asked once
+            self.run_worker(self.look_at_gpus, thread=True, group="gpus")
         if self._watch is None or self.tab == "runs":
             self._picker.show(self._runs.find())
         if self._watch is None:
@@ -181,11 +182,11 @@ class Monitor(App[None]):
         """The name on a tab."""
         return next(name for name in PANELS if name.lower() == tab)
 
-    def view(self, tab: str | None = None) -> View:
+    def view(self) -> View:
         """What is to be drawn now."""
         watch = self._watch
         assert watch is not None
-        room = self.room(tab or self.tab)
+        room = self.room(self.tab)
         return View(
             player=watch.player,
             status=watch.status,

@@ -381,16 +381,17 @@ class Recorder:
         """Add up what lanes have told since the last time."""
         told, busy, moved, experts = self._told, self._busy, self._bytes, self._experts
         operations, layers = self._detail is Detail.OPERATIONS, self._detail is Detail.LAYERS
+        compute, cores = LaneName.COMPUTE, LaneName.CORES
         while told:
             kind, span = told.popleft()
             lane, operation, begin, end = span
             if kind is SpanEvent:
                 busy[lane] += end - begin
-                if lane != LaneName.CORES:  # which look at what stays where it is
+                if lane != cores:  # which look at what stays where it is
                     moved[lane] += operation.nbytes
                 if operation.expert >= 0 or operation.parts:
                     experts.add(lane, operation)
-                if lane == LaneName.COMPUTE and not operations:
+                if not operations and lane == compute:
                     self._batches[operation.batch] = str(operation.kind), operation.layer
             else:
                 self._bubbles += end - begin

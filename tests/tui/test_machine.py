@@ -134,6 +134,8 @@ def test_a_slow_driver_does_not_hold_up_the_screen(monkeypatch: pytest.MonkeyPat
             began = time.monotonic()
             app.look()
             assert time.monotonic() - began < 0.25
+            app.look()
+            assert len(app.workers) == 1, "it is not asked again before it has answered"
             await pilot.pause(1.0)
             assert [gpu.name for gpu in app._gpus_seen] == ["GPU 0 H100", "GPU 1 H100"]
             assert threading.get_ident() not in driver.threads
