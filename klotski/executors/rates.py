@@ -24,6 +24,8 @@ SECONDS = 0.25  # of each
 FEW_SECONDS = 0.1  # of products of few rows
 SINGLE = 3  # blocks, read each after a rest, and then in a row
 REST = 5e-3  # seconds
+SLEEP = 8e-3  # seconds, after which the cores sleep
+WAKING = 8  # products, each after such a rest
 LEAST = 1e-6  # seconds: a clock's
 
 
@@ -39,6 +41,7 @@ class RateSamples:
         self._samples: dict[str, list[float]] = {self._way: [], LaneName.COMPUTE: []}
         self._starts: list[float] = []
         self._products: list[float] = []
+        self._wakes: list[float] = []
 
     @property
     def start(self) -> float:
@@ -50,6 +53,11 @@ class RateSamples:
         """Bytes a second at which weights come into a product of few rows."""
         return median(self._products)
 
+    @property
+    def wake(self) -> float:
+        """Seconds that a product takes longer once the cores have rested."""
+        return max(0.0, median(self._wakes))
+
     def measure(self) -> dict[str, float]:
         """Take samples, and return the median of all so far. No sweep may be under way."""
         with torch.inference_mode():
@@ -58,6 +66,7 @@ class RateSamples:
                 self._samples[self._way].append(self._reading())
                 self._samples[LaneName.COMPUTE].append(self._multiplying(ROWS, SECONDS))
                 self._products.append(self._multiplying(STEP, FEW_SECONDS) / (2 * STEP) * self._space.gathered.itemsize)
+                self._wakes.append(self._waking())
         return {lane: median(samples) for lane, samples in self._samples.items()}
 
     def _reading(self) -> float:
@@ -84,8 +93,26 @@ class RateSamples:
             sum(blocks)
         return time.perf_counter() - begin
 
+    def _waking(self) -> float:
+        """Seconds that a product of few tokens takes longer after a rest than behind another one."""
+        multiply = self._multiplier(STEP)
+        seconds: dict[float, list[float]] = {0.0: [], SLEEP: []}
+        for rest in [0.0] * WAKING + [SLEEP] * WAKING:
+            time.sleep(rest)
+            begin = time.perf_counter()
+            multiply()
+            seconds[rest].append(time.perf_counter() - begin)
+        return median(seconds[SLEEP]) - median(seconds[0.0])
+
     def _multiplying(self, rows: int, seconds: float) -> float:
-        """The larger product of an expert, with one slot's bytes after the other: in a run, too, weights are new."""
+        """Operations a second."""
+        return rate(self._multiplier(rows), seconds)
+
+    def _multiplier(self, rows: int) -> Callable[[], int]:
+        """The larger product of an expert, with one slot's bytes after the other: in a run, too, weights are new.
+
+        Returns its operations, once it is done.
+        """
         tokens, out = self._space.gathered[:rows], self._space.inside[:rows]
         numbers = tokens.shape[1] * out.shape[1]
         slots = [slot.view(tokens.dtype)[:numbers] for slot in self._store.expert_slots()]
@@ -98,7 +125,7 @@ class RateSamples:
             return 2 * len(tokens) * numbers
 
         multiply()  # the first one makes its kernel
-        return rate(multiply, seconds)
+        return multiply
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:

@@ -308,7 +308,7 @@ def reached(task: Task, totals: Totals, samples: RateSamples) -> Rates:
     seen = {"compute": totals.rates[LaneName.COMPUTE], "product": samples.product}
     if planned.link is not None:
         return planned.because(MEASURED, link=totals.rates[LaneName.LINK], **seen)
-    return NOMINAL.because(MEASURED, disk=reached_by_disk(totals), start=samples.start, **seen)
+    return NOMINAL.because(MEASURED, disk=reached_by_disk(totals), start=samples.start, wake=samples.wake, **seen)
 
 
 def reached_by_disk(totals: Totals) -> float:

@@ -100,7 +100,7 @@ class Calibration:
         choices = facts.top_k * sum(count > 0 for count in facts.expert_counts)  # of experts, that a token makes
         of_token = (1 + SHARED * disk_share) * facts.expert_flops / choices / measured.compute
         beyond = expert.beyond(of_token)
-        wake = rested.beyond(of_token) - beyond if rested.count >= FEWEST else 0.0
+        wake = rested.beyond(of_token) - beyond if rested.count >= FEWEST else measured.wake
         beyond = max(2 * LEAST, beyond / (1 + SHARED * disk_share))
         passing = min(facts.largest_expert / measured.product, beyond - LEAST)  # of weights, through a product
         dense = facts.dense_flops / facts.num_layers / of_dense if of_dense else measured.dense_share * measured.compute

@@ -1,8 +1,9 @@
 """What a run leaves behind: spans, the run's folder, metrics, the trace, and progress."""
 
+from klotski.telemetry.events import StateEvent, SweepEvent
 from klotski.telemetry.metrics import SweepUse, Totals, ratio, summarize
 from klotski.telemetry.progress import Progress
-from klotski.telemetry.recorder import Allowance, Recorder, StateEvent, SweepEvent
+from klotski.telemetry.recorder import Allowance, Recorder
 from klotski.telemetry.runlog import RunLog
 from klotski.telemetry.trace import write_trace
 

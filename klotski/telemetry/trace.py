@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from klotski.core import DENSE
-from klotski.telemetry.recorder import BubbleEvent, BubblesEvent, Event, SpanEvent, SpansEvent, StateEvent, SweepEvent
+from klotski.telemetry.events import BubbleEvent, BubblesEvent, Event, SpanEvent, SpansEvent, StateEvent, SweepEvent
 
 __all__ = ["write_trace"]
 

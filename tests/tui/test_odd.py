@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from klotski.telemetry import StateEvent, SweepEvent
-from klotski.telemetry.recorder import BubbleEvent, BubblesEvent, SpanEvent, SpansEvent
+from klotski.telemetry.events import BubbleEvent, BubblesEvent, SpanEvent, SpansEvent
 from monitor.events import DamagedError, read_line
 from monitor.panels import PANELS, draw
 from monitor.player import Player

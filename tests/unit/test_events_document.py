@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from klotski.core import Compute, LaneName
-from klotski.telemetry.recorder import Event
+from klotski.telemetry.events import Event
 from klotski.telemetry.runlog import SCHEMA_VERSION
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
