@@ -25,7 +25,7 @@ monitor: setup ## watch the newest run, or ARGS=RUN
 test: lint ## everything that has to hold
 	$(BIN)/pytest -n 2 --dist loadscope
 
-test-slow: setup ## a thousand random schedules over three tiers, late and poisoned; half an hour
+test-slow: setup ## a thousand random schedules over three tiers, and the paper's tables predicted; 40 minutes
 	$(BIN)/pytest -m slow
 
 test-gpu: setup ## what only a GPU can show: parity, races, the syncs of a sweep; skipped without CUDA

@@ -229,13 +229,11 @@ def stack_forward(module: Any, views: Views, rows: Sequence[int], space: Workspa
     """The same for neighbours of a stack, so many rows each, whose parameters are [R, ...]."""
     up = name_of_up(module)
     ends = to_device(torch.tensor(list(accumulate(rows)), dtype=torch.int32), out.device)
-    whose = torch.repeat_interleave(
-        to_device(torch.arange(len(rows)), out.device), to_device(torch.tensor(rows), out.device), output_size=len(out)
-    )
     gated = first(space.gated, len(out), views["down_proj"].shape[-2 if module.is_transposed else -1])
-    inside = project_stack(space.gathered[: len(out)], views[up], views.get(f"{up}_bias"), module, ends, whose)
+    tokens, is_transposed = space.gathered[: len(out)], module.is_transposed
+    inside = project_stack(tokens, views[up], views.get(f"{up}_bias"), is_transposed, rows, ends)
     apply_gate(module, inside, gated)
-    out.copy_(project_stack(gated, views["down_proj"], views.get("down_proj_bias"), module, ends, whose))
+    out.copy_(project_stack(gated, views["down_proj"], views.get("down_proj_bias"), is_transposed, rows, ends))
     apply_norm(module, out)
 
 
@@ -281,10 +279,13 @@ def project_stack(
     tokens: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    module: Any,
+    is_transposed: bool,
+    rows: Sequence[int],
     ends: torch.Tensor,
-    whose: torch.Tensor,
 ) -> torch.Tensor:
-    """Linear maps of neighbours, [R, out, in] or [R, in, out]; `ends`: of their rows, `whose`: of each row."""
-    out = grouped_mm(tokens, weight if module.is_transposed else weight.transpose(-2, -1), offs=ends)
-    return out if bias is None else out.add_(bias[whose])
+    """Linear maps of neighbours, [R, out, in] or [R, in, out], each over its rows; `ends`: where these end."""
+    out = grouped_mm(tokens, weight if is_transposed else weight.transpose(-2, -1), offs=ends)
+    if bias is not None:
+        repeats = to_device(torch.tensor(rows), out.device)
+        out.add_(torch.repeat_interleave(bias, repeats, dim=0, output_size=len(out)))
+    return out
