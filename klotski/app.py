@@ -80,11 +80,6 @@ def run(composed: DictConfig, folder: Path) -> None:
         KlotskiError: what a user can mend.
         KeyboardInterrupt: the user ended it.
     """
-    # How long OpenMP's threads spin for their next piece of work. Asleep, they come back too late: a small
-    # expert took 3.8 ms instead of 2.8. Beside other busy programs every spin is at somebody's cost, and its
-    # usual length made a run of 22 s longer than a minute. Has to be set before torch is loaded.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "50000")
     # Heavy imports come after Hydra has answered --help, --cfg and misspelt overrides.
     from klotski.executors import create
     from klotski.telemetry import Recorder, RunLog, Totals

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DENSE",
     "FIXED",
+    "STEP",
     "Attention",
     "Block",
     "Compute",
@@ -30,10 +31,13 @@ __all__ = [
     "Routing",
     "Span",
     "SweepReport",
+    "product_rows",
 ]
 
 DENSE = -1
 """The `expert` of a block that is the dense part of its layer."""
+STEP = 16
+"""A product has a multiple of so many rows: each number of rows has kernels of its own, of 0.6 MB."""
 
 
 class Block(NamedTuple):
@@ -92,6 +96,11 @@ class Operation(NamedTuple):
     nbytes: int = 0  # moved by the operation
     tokens: int = 0  # worked on by the operation
     parts: tuple[tuple[int, int], ...] = ()  # of several experts at once: each, and the tokens of it
+
+
+def product_rows(tokens: int) -> int:
+    """Rows of an expert's product for so many tokens."""
+    return -(-tokens // STEP) * STEP
 
 
 class Span(NamedTuple):

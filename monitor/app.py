@@ -17,7 +17,7 @@ from textual.widgets import Footer, Header, HelpPanel, OptionList, TabbedContent
 from monitor.keys import KEYS
 from monitor.machine import Gpu, Gpus
 from monitor.panel import PADDING, Panel
-from monitor.panels import PANELS, View, draw
+from monitor.panels import PANELS, View, draw, follows
 from monitor.panels.story import story
 from monitor.panels.timeline import find_wait
 from monitor.panels.view import LABEL
@@ -158,10 +158,9 @@ class Monitor(App[None]):
             if watch is None:
                 panel.update(story())
                 continue
-            moment = 0.0 if tab in ("log", "sweep") else watch.player.state.now
             frame = Frame(
                 *(tab, panel.size, watch, self._tells_story, watch.player.is_live),
-                *(moment, self._window, self._cursor),
+                *(follows(self.title_of(tab), watch.player), self._window, self._cursor),
             )
             if frame != self._frame or is_due:
                 # What lies where takes as long to find as to draw, and seldom changes.

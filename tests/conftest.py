@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from klotski.executors import rates
 def one_thread() -> None:
     """Models of a few kilobytes gain nothing from a second thread, and lose much to a busy machine."""
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start; and it keeps this one's threads unbound
 
 
 @pytest.fixture(autouse=True)

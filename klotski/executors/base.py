@@ -1,9 +1,11 @@
 """The contract of an executor, and the registry by name."""
 
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Protocol
 
+from klotski import openmp
 from klotski.assets import BUNDLED
 from klotski.core import Products
 from klotski.errors import ConfigError
@@ -11,7 +13,7 @@ from klotski.executors.garbage import uncollected
 from klotski.planner.hardware import find_gpus, is_gpu
 from klotski.schema import HwConfig, LoadFormat, ModelConfig, RunConfig, has_gpu, read_hardware
 from klotski.telemetry import Recorder, RunLog, Totals
-from klotski.units import format_size
+from klotski.units import format_size, parse_count
 
 __all__ = ["Executor", "create"]
 
@@ -52,9 +54,21 @@ def _torch(config: RunConfig) -> Executor:
         raise ConfigError(
             "pipeline.products=batch is how other engines multiply, and can only be predicted; set executor=simulate"
         )
+    settle_threads(config.hw, os.environ)
     from klotski.executors.torch import TorchExecutor  # here, so that a refused config is refused at once
 
     return TorchExecutor()
+
+
+def settle_threads(hw: HwConfig, environment: MutableMapping[str, str]) -> None:
+    """Say how OpenMP's threads behave, before torch is loaded.
+
+    They are bound where they have all cores to themselves and do the arithmetic. Where a GPU does, nothing is gained,
+    and the driver's own threads would stay on the core of the one that starts them; two runs with a few threads each
+    would be bound to the same few cores.
+    """
+    is_alone = parse_count("hw.threads", hw.threads) is None and (hw.gpu == "none" or not find_gpus())
+    openmp.settle(environment, have_all_cores=is_alone)
 
 
 def _simulate(config: RunConfig) -> Executor:

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from klotski.core import STEP
 from klotski.executors.devices import Device, name_of
 from klotski.executors.history import home_of
-from klotski.executors.rates import rate
-from klotski.model import OpenModel
+from klotski.executors.rates import rate, weights_rate
+from klotski.model import ROWS, OpenModel
 from klotski.planner import NOMINAL, Rates
 from klotski.planner.rates import NOMINAL_GPU
 from klotski.weights.memory import allocate
@@ -36,7 +37,7 @@ COPIED = 256 << 20  # bytes
 LAUNCHES = 100  # with one wait for all
 OF_A_TURN, OF_A_STEP = 80, 10  # launches: some 40 and 5 kernels, and as long again for the Python between; assumed
 SEQUENCES, HEADS, CONTEXT, WIDTH = 64, 8, 512, 128  # of keys and values, as of Mixtral's
-ROWS, FEW, WIDE, DEEP = 768, 16, 2048, 4096  # tokens of products, many and few, and the sides of an expert's matrix
+WIDE, DEEP = 2048, 4096  # the sides of an expert's matrix
 
 
 class Measured(NamedTuple):
@@ -73,7 +74,7 @@ def measurements(model: OpenModel, device: Device) -> dict[str, Callable[[], flo
     name = str(dtype).removeprefix("torch.")
     wanted: dict[str, Callable[[], float]] = {
         f"compute_{name}": lambda: multiply(ROWS, dtype, device) * 2 * ROWS,
-        f"product_{name}": lambda: multiply(FEW, dtype, device) * dtype.itemsize,
+        f"few_{name}": lambda: multiply(STEP, dtype, device) * 2 * STEP,
     }
     if device.has_host_tier:
         wanted["link"] = lambda: copy_blocks(device, inward=True)
@@ -90,8 +91,11 @@ def as_rates(known: Mapping[str, Measured], where: str, device: Device) -> Rates
     """What was measured, and otherwise what is nominal, each with its reason."""
     rates = NOMINAL_GPU if device.has_host_tier else NOMINAL
     for name, (value, day) in known.items():
-        reason, what = f"measured on this machine ({where}, {day})", name.partition("_")[0]
-        if what == "launch":
+        reason, (what, _, dtype) = f"measured on this machine ({where}, {day})", name.partition("_")
+        if what == "few":
+            weights = weights_rate(value, known[f"compute_{dtype}"].value, getattr(torch, dtype).itemsize)
+            rates = rates.because(reason, product=weights)
+        elif what == "launch":
             rates = rates.because(f"launches, {reason}", turn=OF_A_TURN * value, step=OF_A_STEP * value)
         else:
             rates = rates.because(reason, **{what: value})

@@ -12,9 +12,9 @@ from statistics import median
 
 import torch
 
-from klotski.core import LaneName
+from klotski.core import STEP, LaneName
 from klotski.executors.devices import Device
-from klotski.model import ROWS, STEP, Workspace
+from klotski.model import ROWS, Workspace
 from klotski.weights.store import BlockStore
 
 __all__ = ["RateSamples"]
@@ -27,6 +27,7 @@ REST = 5e-3  # seconds
 SLEEP = 8e-3  # seconds, after which the cores sleep
 WAKING = 8  # products, each after such a rest
 LEAST = 1e-6  # seconds: a clock's
+PROOF = 0.95  # of the time of a product of few rows: rows take no more of it, whatever the samples say
 
 
 class RateSamples:
@@ -50,7 +51,7 @@ class RateSamples:
 
     @property
     def product(self) -> float:
-        """Bytes a second at which weights come into a product of few rows."""
+        """Bytes a second at which weights come into a product, beside what its rows take."""
         return median(self._products)
 
     @property
@@ -64,8 +65,9 @@ class RateSamples:
             for _ in range(ROUNDS):
                 self._starts.append(self._starting())
                 self._samples[self._way].append(self._reading())
-                self._samples[LaneName.COMPUTE].append(self._multiplying(ROWS, SECONDS))
-                self._products.append(self._multiplying(STEP, FEW_SECONDS) / (2 * STEP) * self._space.gathered.itemsize)
+                many, few = self._multiplying(ROWS, SECONDS), self._multiplying(STEP, FEW_SECONDS)
+                self._samples[LaneName.COMPUTE].append(many)
+                self._products.append(weights_rate(few, many, self._space.gathered.itemsize))
                 self._wakes.append(self._waking())
         return {lane: median(samples) for lane, samples in self._samples.items()}
 
@@ -126,6 +128,16 @@ class RateSamples:
 
         multiply()  # the first one makes its kernel
         return multiply
+
+
+def weights_rate(few: float, many: float, itemsize: int) -> float:
+    """Bytes a second at which weights come into a product, beside what its rows take.
+
+    `few`, `many`: operations a second of products of `STEP` rows, and of as many as make no difference any more. What
+    a product takes is a line: so long for each row, and so long whatever the rows.
+    """
+    seconds = 2 * STEP * max(1 / few - 1 / many, (1 - PROOF) / few)  # of one of its weights
+    return itemsize / seconds
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:

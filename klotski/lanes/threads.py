@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from klotski.core import Operation, Span
 from klotski.lanes.base import Clock, Event, Lane, Pending, SpanSink
+from klotski.openmp import roam
 
 __all__ = ["InlineLane", "LaneClosedError", "ThreadLane"]
 
@@ -130,6 +131,7 @@ class ThreadLane(Lane):
             thread.join()
 
     def _begin(self) -> None:
+        roam()
         while (item := self._queue.get()) is not None:
             self._room.acquire()
             if self._closing and self._error is None:
@@ -149,6 +151,7 @@ class ThreadLane(Lane):
         self._begun.put(None)
 
     def _end(self) -> None:
+        roam()
         ended = 0.0
         while (item := self._begun.get()) is not None:
             error = item.error

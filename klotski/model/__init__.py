@@ -3,7 +3,7 @@
 from klotski.model.attention import is_blocked
 from klotski.model.batch import Decoding, GenerationBatch
 from klotski.model.cache import MovingLayer, keeps_all_tokens, keeps_tokens, make_cache
-from klotski.model.experts import ROWS, STEP, ExpertPhase, Workspace, WorkspaceShape
+from klotski.model.experts import ROWS, ExpertPhase, Workspace, WorkspaceShape
 from klotski.model.foresight import Foresight, keep_routers, router_bytes
 from klotski.model.opening import OpenModel, open_model
 from klotski.model.shell import Shell
@@ -12,7 +12,6 @@ from klotski.model.slices import SLICE
 __all__ = [
     "ROWS",
     "SLICE",
-    "STEP",
     "Decoding",
     "ExpertPhase",
     "Foresight",

@@ -18,7 +18,7 @@ costs more than the arithmetic of a small expert.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from math import prod
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,17 +27,16 @@ from torch import nn
 from torch.nn.functional import embedding_bag, grouped_mm
 from transformers.integrations.moe import _default_apply_gate
 
+from klotski.core import STEP, product_rows
 from klotski.lanes.cuda import to_device
 from klotski.weights.memory import allocate, whole_pages
 
 __all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "WorkspaceShape", "count_tokens"]
 
 ROWS = 768  # tokens of one product, at most; more are no faster
-STEP = 16  # a product has a multiple of so many rows: each number of rows has kernels of its own, of 0.6 MB
 SUMMED = 512  # tokens whose outputs are summed at a time: what comes between stays in the cache
 
 Views = Mapping[str, torch.Tensor]
-Rows = TypeVar("Rows", int, torch.Tensor)
 
 
 class ExpertsCall(NamedTuple):
@@ -62,7 +61,7 @@ class WorkspaceShape(NamedTuple):
 
     def parts(self, tokens: int) -> dict[str, tuple[int, int]]:
         """The matrices, for groups of up to `tokens`."""
-        rows = min(ROWS, rounded(tokens))
+        rows = min(ROWS, product_rows(tokens))
         choices = tokens * self.top_k
         return {
             "tokens": (tokens, self.hidden),  # of the group
@@ -120,7 +119,7 @@ class ExpertPhase:
         self._weights = torch.cat([call.weights for call in calls])
         choices = torch.cat([call.choices for call in calls])
         experts, order = choices.flatten().sort(stable=True)
-        self._rows = [rounded(count) for count in counts]
+        self._rows = [product_rows(count) for count in counts]
         self._starts = starts_of(self._rows, side_by_side)
         bounds = accumulate(counts, initial=0)  # of each expert's choices, as they are sorted
         shifts = torch.tensor([start - bound for start, bound in zip(self._starts, bounds, strict=False)])
@@ -182,7 +181,7 @@ def even_pieces(begin: int, end: int, size: int) -> Iterator[tuple[int, int]]:
     A last piece of a few tokens would take a pass over all weights for itself.
     """
     count = -(-(end - begin) // size)
-    yield from pieces(begin, end, rounded(-(-(end - begin) // max(1, count))))
+    yield from pieces(begin, end, product_rows(-(-(end - begin) // max(1, count))))
 
 
 def runs(rows: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
@@ -205,11 +204,6 @@ def starts_of(rows: Sequence[int], first: Sequence[int]) -> list[int]:
         starts[expert] = begin
         begin += rows[expert]
     return starts
-
-
-def rounded(rows: Rows) -> Rows:
-    """Rows of the product for so many tokens."""
-    return -(-rows // STEP) * STEP
 
 
 def expert_forward(module: Any, views: Views, space: Workspace, out: torch.Tensor) -> None:

@@ -7,7 +7,7 @@ steps of one; how long they take in all is what it was.
 
 from collections import defaultdict
 
-from klotski.core import Compute, Operation, Span
+from klotski.core import Compute, Operation, Span, product_rows
 from klotski.lanes import ASLEEP, SpanSink
 from klotski.planner.costs import SHARED
 from klotski.planner.facts import ModelFacts
@@ -75,7 +75,8 @@ class Calibration:
             kind = TOGETHER
         elif operation == self._rested and kind == Compute.EXPERT:
             kind = RESTED
-        self._lines[kind].add(operation.tokens, span.end - span.begin)
+        rows = product_rows(operation.tokens) if kind in (Compute.EXPERT, RESTED) else operation.tokens
+        self._lines[kind].add(rows, span.end - span.begin)
         self._sink.span(span)
 
     def bubble(self, span: Span) -> None:
@@ -97,10 +98,9 @@ class Calibration:
             return measured
         around = sum(self._lines[kind].seconds for kind in AROUND)
         turn, of_dense = attention.solve()
-        choices = facts.top_k * sum(count > 0 for count in facts.expert_counts)  # of experts, that a token makes
-        of_token = (1 + SHARED * disk_share) * facts.expert_flops / choices / measured.compute
-        beyond = expert.beyond(of_token)
-        wake = rested.beyond(of_token) - beyond if rested.count >= FEWEST else measured.wake
+        of_row = (1 + SHARED * disk_share) * facts.expert_flops / facts.choices / measured.compute
+        beyond = expert.beyond(of_row)
+        wake = rested.beyond(of_row) - beyond if rested.count >= FEWEST else measured.wake
         beyond = max(2 * LEAST, beyond / (1 + SHARED * disk_share))
         passing = min(facts.largest_expert / measured.product, beyond - LEAST)  # of weights, through a product
         dense = facts.dense_flops / facts.num_layers / of_dense if of_dense else measured.dense_share * measured.compute

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from klotski.core import OnDemand, Prefetch, Products
+from klotski.core import STEP, OnDemand, Prefetch, Products
 from klotski.planner.demand import Demand, Group
 from klotski.planner.facts import ModelFacts
 from klotski.planner.memory import SCORED
@@ -231,13 +231,16 @@ class Costs:
         expanding = self.facts.context_flops / (self.rates.dense_share * self.rates.compute)
         return work.context * (self.facts.kv_bytes / memory + expanding)
 
-    def experts(self, tokens: float, count: float, turns: float | None = None) -> float:
-        """Seconds of so many experts, of all layers, over so many tokens; `turns`: fewer, if several have one turn."""
-        turn = self.rates.step + self.rates.between
-        weights = count * self.facts.largest_expert / self.rates.product
-        return (
-            tokens * self.facts.expert_flops / self.rates.compute + weights + (count if turns is None else turns) * turn
-        )
+    def experts(self, tokens: float, count: float) -> float:
+        """Seconds of so many experts, of all layers, over so many tokens, spread in whatever way."""
+        rounding = (STEP - 1) / 2 * count  # where an expert has many; where it has few, products are as small as can be
+        return self.multiplying(max(STEP * count, tokens * self.facts.choices + rounding), count, count)
+
+    def multiplying(self, rows: float, products: float, turns: float) -> float:
+        """Seconds of products of experts with so many rows in all; `turns`: fewer, if several have one turn."""
+        arithmetic = rows * self.facts.expert_flops / self.facts.choices / self.rates.compute
+        weights = products * self.facts.largest_expert / self.rates.product
+        return arithmetic + weights + turns * (self.rates.step + self.rates.between)
 
     def head(self, work: Work) -> float:
         """Seconds in which next tokens are scored; its weights, two bytes each, are read once for some batches."""

@@ -65,6 +65,11 @@ class ModelFacts:
         return through + sampled * self.head_flops + pairs * self.pair_flops
 
     @cached_property
+    def choices(self) -> int:
+        """Of experts, that a token makes on its way through all layers; 1 where there are none."""
+        return max(1, self.top_k * sum(count > 0 for count in self.expert_counts))
+
+    @cached_property
     def num_experts(self) -> int:
         """Experts of all layers."""
         return sum(self.expert_counts)

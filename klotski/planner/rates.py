@@ -12,12 +12,12 @@ class Rates(NamedTuple):
     `disk`: bytes a second at which blocks come from disk; `start`: seconds that a disk at rest takes longer for a
     block than one that is at work already. `link`: bytes a second from CPU memory to a GPU, and `back` from there;
     None: arithmetic happens in CPU memory. `below`: bytes a second of keys and values that the cores look at in CPU
-    memory below a GPU. `memory`: bytes a second of cached keys and of the head's weights;
-    `product`: of an expert's weights on their way into a product, however few its rows. `compute`: operations a second
-    at which experts are multiplied; `dense_share`: of these, what a layer's dense part reaches, with all that goes on
-    between its products. `turn`, `step`: seconds of a batch's turn in a layer and of an expert's turn, whatever their
-    size; `between`: of the pipeline's own, from one operation to the next; `wake`: what an operation takes longer once
-    the cores have waited for so long that they rest.
+    memory below a GPU. `memory`: bytes a second of cached keys and of the head's weights; `product`: of an expert's
+    weights on their way into a product, beside what its rows take. `compute`: operations a second at which experts are
+    multiplied; `dense_share`: of these, what a layer's dense part reaches, with all that goes on between its products.
+    `turn`, `step`: seconds of a batch's turn in a layer and of an expert's turn, whatever their size; `between`: of the
+    pipeline's own, from one operation to the next; `wake`: what an operation takes longer once the cores have waited
+    for so long that they rest.
     """
 
     disk: float

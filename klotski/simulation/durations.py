@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from klotski.core import Compute, Operation, Products
+from klotski.core import STEP, Compute, Operation, Products, product_rows
 from klotski.planner.costs import SHARED, Costs, Work
 from klotski.simulation.batch import SyntheticBatch
 
@@ -29,17 +29,14 @@ class Durations:
         self._is_reading = is_reading
         self._products = products
         self._layers = costs.facts.num_layers
-        with_experts = sum(count > 0 for count in costs.facts.expert_counts)
-        choices = costs.facts.top_k * max(1, with_experts)  # of experts, that a token makes in a sweep
-        self._of_token = costs.experts(1 / choices, 0)
-        self._of_product = costs.experts(0, 1)
-        self._of_weights = costs.experts(0, 1, 0)
+        self._of_row = costs.multiplying(1, 0, 0)
+        self._of_weights = costs.multiplying(0, 1, 0)
+        self._of_turn = costs.multiplying(0, 0, 1)
 
     def __call__(self, operation: Operation) -> float:
         """Seconds of one operation."""
         if operation.kind is Compute.EXPERT:  # first, for there are far more of them
-            seconds = operation.tokens * self._of_token + self._count(operation) * self._of_product
-            seconds += max(0, len(operation.parts) - 1) * self._of_weights
+            seconds = self._of_expert(operation)
             return seconds * (1 + SHARED) if self._is_reading() else seconds
         match operation.kind:
             case Compute.ATTENTION:
@@ -55,6 +52,16 @@ class Durations:
             case Compute.SCORE:
                 return self._costs.head(Work(0, operation.tokens, 1, 0))
         return 0.0
+
+    def _of_expert(self, operation: Operation) -> float:
+        """Seconds of one expert, or of several at once, where nothing arrives meanwhile."""
+        tokens = operation.tokens
+        if not operation.parts and self._products is Products.group:
+            return product_rows(tokens) * self._of_row + self._of_weights + self._of_turn
+        turns = self._count(operation)
+        count = len(operation.parts) or turns
+        rows = max(STEP * count, product_rows(tokens))
+        return rows * self._of_row + count * self._of_weights + turns * self._of_turn
 
     def _count(self, operation: Operation) -> int:
         """Products of an operation on experts."""

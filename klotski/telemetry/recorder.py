@@ -17,6 +17,7 @@ import msgspec
 
 from klotski.core import Compute, LaneName, Operation, PrefetchCount, Span, SweepReport
 from klotski.errors import OutputError
+from klotski.openmp import roam
 from klotski.telemetry.events import BubbleEvent, BubblesEvent, Counts, SpanEvent, SpansEvent, StateEvent, SweepEvent
 
 __all__ = ["Allowance", "Recorder"]
@@ -246,6 +247,7 @@ class Recorder:
         ended = threading.Event()
 
         def tell() -> None:
+            roam()
             is_over = False
             with suppress(OutputError):  # who sweeps will hear of it as well
                 while not is_over:

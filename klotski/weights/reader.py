@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from klotski.errors import CheckpointError
+from klotski.openmp import roam
 from klotski.weights.layout import BlockLayout
 from klotski.weights.memory import PAGE, allocate
 from klotski.weights.requests import Copy, ReadRequest
@@ -57,7 +58,7 @@ class Reader:
         self._staging = staging
         self._descriptors: dict[Path, int] = {}
         self._buffers = threading.local()
-        self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="klotski-read")
+        self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="klotski-read", initializer=roam)
 
     def start(self, layout: BlockLayout, slot: torch.Tensor) -> Reading:
         """Begin to fill a slot (uint8, on a page boundary, at least `layout.slot_bytes`) with a block.

@@ -14,8 +14,9 @@ from monitor.panels.resources import resources
 from monitor.panels.sweep import sweep
 from monitor.panels.timeline import time_line
 from monitor.panels.view import View
+from monitor.player import Player
 
-__all__ = ["PANELS", "View", "draw"]
+__all__ = ["PANELS", "View", "draw", "follows"]
 
 PANELS: dict[str, Callable[[View], RenderableType]] = {
     "Overview": overview,
@@ -28,6 +29,15 @@ PANELS: dict[str, Callable[[View], RenderableType]] = {
     "Log": log,
 }
 """By the name on their tab, in order."""
+
+
+def follows(name: str, player: Player) -> float:
+    """What a panel is drawn anew for when it changes, beside its room, the keys, and what is looked at now and then."""
+    if name in ("Log", "Sweep"):
+        return 0.0
+    if name == "Experts" and player.is_live and not player.state.is_in_detail:
+        return player.state.num_sweeps  # with which their counts come
+    return player.state.now
 
 
 def draw(name: str, view: View) -> RenderableType:

@@ -50,13 +50,13 @@ def run_python(*arguments: str, cwd: Path) -> Finished:
 
 
 @contextmanager
-def start_klotski(*arguments: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    """`python -m klotski` under way; killed on the way out if it still runs."""
+def start_klotski(*arguments: str, cwd: Path, is_alone: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """`python -m klotski` under way; killed on the way out if it still runs. `is_alone`: on all cores."""
     with default_interrupts():
         process = subprocess.Popen(
             [sys.executable, "-m", "klotski", *arguments],
             cwd=cwd,
-            env=environment(),
+            env={name: value for name, value in environment().items() if name != "OMP_NUM_THREADS" or not is_alone},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

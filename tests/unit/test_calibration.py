@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klotski.core import Compute, Operation, Span
+from klotski.core import STEP, Compute, Operation, Span
+from klotski.executors.rates import weights_rate
 from klotski.lanes import ASLEEP
 from klotski.planner import NOMINAL, Calibration
 from klotski.planner.calibration import FEWEST, Line
@@ -60,6 +61,28 @@ def test_rates_are_those_of_the_spans() -> None:
     assert rates.dense_share * rates.compute == pytest.approx(4_000_000 / facts.num_layers / 1e-6, rel=0.02)
     assert rates.between == pytest.approx(0.03 / 300)
     assert (rates.disk, rates.compute, rates.memory) == (NOMINAL.disk, NOMINAL.compute, NOMINAL.memory)
+
+
+def test_a_product_of_few_tokens_takes_as_long_as_one_of_a_whole_step() -> None:
+    """Experts are multiplied in steps of rows: what is told of one token is no different from what is of sixteen."""
+    facts = model(expert_flops=4_000_000)
+    row = facts.expert_flops / facts.choices / NOMINAL.compute
+    alone, full = (Calibration(Sink()), Calibration(Sink()))
+    for calibration, tokens in ((alone, 1), (full, STEP)):
+        for kind, seconds in ((Compute.ATTENTION, 2e-3), (Compute.EXPERT, 3e-4 + STEP * row)):
+            for _ in range(FEWEST):
+                calibration.span(Span("compute", Operation(kind, 0, tokens=tokens), 1.0, 1.0 + seconds))
+    assert alone.rates(facts, NOMINAL, 0.0, 0.0).step == pytest.approx(full.rates(facts, NOMINAL, 0.0, 0.0).step)
+    assert full.rates(facts, NOMINAL, 0.0, 0.0).step == pytest.approx(3e-4 - facts.largest_expert / NOMINAL.product)
+
+
+@pytest.mark.parametrize(("fixed", "each"), [(3e-3, 2e-4), (4e-4, 2e-5)])
+def test_weights_come_into_a_product_at_what_its_rows_do_not_explain(fixed: float, each: float) -> None:
+    """A product of so many numbers takes a fixed time, and some for each of its rows."""
+    numbers = 10**7
+    few, many = (2 * rows * numbers / (fixed + each * rows) for rows in (STEP, 10**9))
+    assert weights_rate(few, many, 2) == pytest.approx(2 * numbers / fixed)
+    assert weights_rate(many, many, 2) > 0, "a machine that was disturbed while products were large"
 
 
 def test_what_the_cores_have_waited_for_takes_longer() -> None:

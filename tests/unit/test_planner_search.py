@@ -101,15 +101,18 @@ def test_a_faster_machine_is_never_expected_to_be_slower(question: Question, sha
     assert make_plan(terms._replace(rates=NOMINAL._replace(compute=1e12))).forecast.seconds <= seconds
 
 
-def test_a_slow_disk_asks_for_more_sequences_and_a_fast_one_for_what_arithmetic_likes() -> None:
+def test_the_slower_the_disk_the_more_is_gained_by_more_sequences() -> None:
     demand = Demand([(64, 64)] * 512)
-    facts = model(experts=(8,) * 8, kv_bytes=10**5, **BOTH)
+    facts = model(experts=(8,) * 8, kv_bytes=10**3, **BOTH)
 
-    def sequences(disk: float) -> int:
-        terms = Terms(facts, demand, Budget(300_000_000, "as set"), Wishes(), Rates(disk, 4e11, "test"))
-        return make_plan(terms).sequences
+    def seconds(disk: float, sequences: int) -> float:
+        wishes = Wishes(n_batches=1, batch_size=sequences, residents=Residents.none)
+        return make_plan(
+            Terms(facts, demand, Budget(300_000_000, "as set"), wishes, Rates(disk, 4e11, "test"))
+        ).forecast.seconds
 
-    assert sequences(2e8) > sequences(2e10)
+    slow, fast = (seconds(disk, 128) / seconds(disk, 256) for disk in (2e8, 2e10))
+    assert slow > fast > 1
 
 
 def test_a_sweep_that_fetches_blocks_at_their_turn_takes_the_sum() -> None:
