@@ -1,15 +1,17 @@
 """Pictures out of characters. Shape says everything that colour says, too."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
+from textwrap import fill
 
 from rich.text import Text
 
 from monitor.lane import Lane
 from monitor.state import State
 
-__all__ = ["BUBBLE", "LEGEND", "bar", "heat", "moments", "spark", "timeline"]
+__all__ = ["BUBBLE", "LEGEND", "bar", "heat", "moments", "prose", "spark", "timeline"]
 
 SHADES = " ▁▂▃▄▅▆▇█"
 ROUGH = "·░▒▓"
@@ -25,6 +27,12 @@ COLOURS = {
     "kv_out": "magenta",
     "cores": "yellow",
 }
+
+
+@lru_cache(maxsize=16)
+def prose(text: str, width: int, style: str = "") -> Text:
+    """A text in lines: where they end takes as long to find as all else of a panel, and is the same the next time."""
+    return Text(fill(text, width, break_on_hyphens=False), style, no_wrap=True)
 
 
 def bar(part: float, width: int, style: str = "green") -> Text:

@@ -35,8 +35,8 @@ def follows(name: str, player: Player) -> float:
     """What a panel is drawn anew for when it changes, beside its room, the keys, and what is looked at now and then."""
     if name in ("Log", "Sweep"):
         return 0.0
-    if name == "Experts" and player.is_live and not player.state.is_in_detail:
-        return player.state.num_sweeps  # with which their counts come
+    if name == "Experts" and player.is_live:
+        return player.state.now // 1  # sums, which no second changes much, in the most characters of all panels
     return player.state.now
 
 

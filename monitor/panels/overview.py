@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from monitor.cause import find_bound
-from monitor.draw import bar, spark
+from monitor.draw import bar, prose, spark
 from monitor.panels.story import STORY
 from monitor.panels.sweep import progress
 from monitor.panels.view import SIGNS, View, rows_over_time
@@ -23,7 +23,8 @@ def overview(view: View) -> RenderableType:
     """The panel."""
     lines = [*head(view), *warnings(view), *pace(view), *hindrance(view), *rows_over_time(view)]
     if view.height >= ROOMY:
-        lines += [Text(), Text(STORY, "dim"), Text(), Text(view.plan.text("explanation"))]
+        explanation = view.plan.text("explanation")
+        lines += [Text(), prose(STORY, view.width, "dim"), Text(), prose(explanation, view.width)]
     else:
         lines.append(Text("w: what am I looking at?", "dim"))
     return Group(*lines)
