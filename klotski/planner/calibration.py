@@ -2,7 +2,7 @@
 
 An operation on tokens takes a fixed time and some for each of them. Which part is whose follows from all its
 spans by least squares of the relative error, so that a prompt of thousands of tokens does not outweigh a thousand
-steps of one; how long they take in all is what it was.
+steps of one. How long all turns of batches take is what it was.
 """
 
 from collections import defaultdict
@@ -44,8 +44,9 @@ class Line:
             self._sums[place] += weight * value
 
     def beyond(self, each: float) -> float:
-        """Seconds of an operation in the mean, beyond so many for each of its tokens."""
-        return max(0.0, self.seconds - each * self._tokens) / max(1, self.count)
+        """Seconds whatever the tokens, if those of each token are known."""
+        ones, tokens, _, seconds, _ = self._sums
+        return max(0.0, seconds - each * tokens) / ones if ones else 0.0
 
     def solve(self) -> tuple[float, float]:
         """Seconds whatever the tokens, and seconds of each."""
@@ -75,8 +76,8 @@ class Calibration:
             kind = TOGETHER
         elif operation == self._rested and kind == Compute.EXPERT:
             kind = RESTED
-        rows = product_rows(operation.tokens) if kind in (Compute.EXPERT, RESTED) else operation.tokens
-        self._lines[kind].add(rows, span.end - span.begin)
+        is_product = kind in (Compute.EXPERT, RESTED)
+        self._lines[kind].add(product_rows(operation.tokens) if is_product else operation.tokens, span.end - span.begin)
         self._sink.span(span)
 
     def bubble(self, span: Span) -> None:
@@ -89,7 +90,7 @@ class Calibration:
 
         `disk_share`: of the run's time, that in which the disk was read, at the experts' cost. `between`: seconds of
         the run in which no operation was under way and none waited: the pipeline's own. How long an expert takes for
-        its tokens is what was measured; all beyond it is its turn's, so that experts take as long in all as they did.
+        its rows is what was measured; what lies beyond it is its turn's.
         """
         attention, expert, rested = (self._lines[kind] for kind in (Compute.ATTENTION, Compute.EXPERT, RESTED))
         if expert.count < FEWEST:

@@ -76,6 +76,18 @@ def test_a_product_of_few_tokens_takes_as_long_as_one_of_a_whole_step() -> None:
     assert full.rates(facts, NOMINAL, 0.0, 0.0).step == pytest.approx(3e-4 - facts.largest_expert / NOMINAL.product)
 
 
+def test_what_a_turn_takes_is_not_lost_in_prompts_whose_rows_take_longer_than_they_should() -> None:
+    """As beside a disk that is read all the time: a few products of thousands of rows, and many of sixteen."""
+    facts = model(expert=500, expert_flops=4_000_000)
+    row = facts.expert_flops / facts.choices / NOMINAL.compute
+    calibration = Calibration(Sink())
+    for tokens, each, times in ((4096, 0.9 * row, FEWEST), (STEP, row, 20 * FEWEST)):
+        for kind, seconds in ((Compute.ATTENTION, 2e-3), (Compute.EXPERT, 3e-4 + each * tokens)):
+            for _ in range(times):
+                calibration.span(Span("compute", Operation(kind, 0, tokens=tokens), 1.0, 1.0 + seconds))
+    assert calibration.rates(facts, NOMINAL, 0.0, 0.0).step == pytest.approx(3e-4, rel=0.1)
+
+
 @pytest.mark.parametrize(("fixed", "each"), [(3e-3, 2e-4), (4e-4, 2e-5)])
 def test_weights_come_into_a_product_at_what_its_rows_do_not_explain(fixed: float, each: float) -> None:
     """A product of so many numbers takes a fixed time, and some for each of its rows."""
