@@ -27,7 +27,7 @@ REST = 5e-3  # seconds
 SLEEP = 8e-3  # seconds, after which the cores sleep
 WAKING = 8  # products, each after such a rest
 LEAST = 1e-6  # seconds: a clock's
-PROOF = 0.95  # of the time of a product of few rows: rows take no more of it, whatever the samples say
+MOST = 0.95  # of the time of a product of few rows, that its rows may take, whatever the samples say
 
 
 class RateSamples:
@@ -136,7 +136,7 @@ def weights_rate(few: float, many: float, itemsize: int) -> float:
     `few`, `many`: operations a second of products of `STEP` rows, and of as many as make no difference any more. What
     a product takes is a line: so long for each row, and so long whatever the rows.
     """
-    seconds = 2 * STEP * max(1 / few - 1 / many, (1 - PROOF) / few)  # of one of its weights
+    seconds = 2 * STEP * max(1 / few - 1 / many, (1 - MOST) / few)  # of one of its weights
     return itemsize / seconds
 
 

@@ -69,8 +69,8 @@ class HwConfig:
     host_memory_bandwidth: str = "auto"
     """What the cores look at keys and values in CPU memory below a GPU at, to plan by: `50GB/s`."""
     product_bandwidth: str = "auto"
-    """What an expert's weights come into a product at, however few its rows, to plan by. `auto`: what earlier runs of
-    the model measured, or `memory_bandwidth`."""
+    """What an expert's weights come into a product at, beside what its rows take, to plan by. `auto`: what earlier runs
+    of the model measured, or `memory_bandwidth`."""
     batch_overhead: str = "auto"
     """A batch's turn in a layer, whatever its size, to plan by: `1ms`."""
     expert_overhead: str = "auto"

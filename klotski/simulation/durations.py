@@ -55,12 +55,9 @@ class Durations:
 
     def _of_expert(self, operation: Operation) -> float:
         """Seconds of one expert, or of several at once, where nothing arrives meanwhile."""
-        tokens = operation.tokens
-        if not operation.parts and self._products is Products.group:
-            return product_rows(tokens) * self._of_row + self._of_weights + self._of_turn
         turns = self._count(operation)
         count = len(operation.parts) or turns
-        rows = max(STEP * count, product_rows(tokens))
+        rows = max(STEP * count, product_rows(operation.tokens))
         return rows * self._of_row + count * self._of_weights + turns * self._of_turn
 
     def _count(self, operation: Operation) -> int:

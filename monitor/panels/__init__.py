@@ -1,6 +1,7 @@
 """The panels: each a picture of the state, as large as there is room."""
 
 from collections.abc import Callable
+from math import floor
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -36,7 +37,7 @@ def follows(name: str, player: Player) -> float:
     if name in ("Log", "Sweep"):
         return 0.0
     if name == "Experts" and player.is_live:
-        return player.state.now // 1  # sums, which no second changes much, in the most characters of all panels
+        return floor(player.state.now)  # sums, which no second changes much, in the most characters of all panels
     return player.state.now
 
 

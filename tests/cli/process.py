@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import klotski
+from tests.architectures import save_checkpoint
 from tests.engine import write_requests
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "run_python",
     "short_requests",
     "start_klotski",
+    "streaming",
     "wait_for_lines",
 ]
 
@@ -56,7 +58,7 @@ def start_klotski(*arguments: str, cwd: Path, is_alone: bool = False) -> Iterato
         process = subprocess.Popen(
             [sys.executable, "-m", "klotski", *arguments],
             cwd=cwd,
-            env={name: value for name, value in environment().items() if name != "OMP_NUM_THREADS" or not is_alone},
+            env=environment(is_alone=is_alone),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -94,16 +96,31 @@ def short_requests(file: Path, count: int) -> Path:
     return write_requests(file, requests)
 
 
-def environment() -> dict[str, str]:
-    """The environment of a process: this checkout, no network, and one core for arithmetic."""
-    found = Path(klotski.__file__).parents[1]
-    return os.environ | {
-        "PYTHONPATH": str(found),
+def environment(*, is_alone: bool = False) -> dict[str, str]:
+    """The environment of a process: this checkout, no network, and one core for arithmetic, or all if it `is_alone`."""
+    variables = os.environ | {
+        "PYTHONPATH": str(Path(klotski.__file__).parents[1]),
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",
     }
+    if is_alone:
+        del variables["OMP_NUM_THREADS"]  # which is 1 for all tests
+    return variables
+
+
+def streaming(folder: Path, memory: str, batch_size: int) -> list[str]:
+    """The settings of a run that is long enough to be met under way; what it leaves is in `folder/run`."""
+    return [
+        "model=custom",
+        f"model.path={save_checkpoint('mixtral', folder / 'model')}",
+        f"hw.device_memory={memory}",
+        "hw.runtime_memory=0",
+        f"pipeline.batch_size={batch_size}",
+        "workload=jsonl",
+        f"workload.path={short_requests(folder / 'requests.jsonl', 3000)}",
+        f"hydra.run.dir={folder / 'run'}",
+    ]
 
 
 @contextmanager

@@ -4,24 +4,13 @@ import json
 import signal
 from pathlib import Path
 
-from tests.architectures import save_checkpoint
-from tests.cli.process import short_requests, start_klotski, wait_for_lines
+from tests.cli.process import start_klotski, streaming, wait_for_lines
 from tests.engine import read_lines
 
 
 def test_a_killed_run_leaves_whole_lines(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = [
-        "model=custom",
-        f"model.path={save_checkpoint('mixtral', tmp_path / 'model')}",
-        "hw.device_memory=3MB",
-        "hw.runtime_memory=0",
-        "pipeline.batch_size=2",
-        "workload=jsonl",
-        f"workload.path={short_requests(tmp_path / 'requests.jsonl', 3000)}",
-        f"hydra.run.dir={run}",
-    ]
-    with start_klotski(*settings, cwd=tmp_path) as process:
+    with start_klotski(*streaming(tmp_path, "3MB", 2), cwd=tmp_path) as process:
         wait_for_lines(run / "results.jsonl", 5, process)
         process.kill()
         process.communicate(timeout=60)

@@ -9,8 +9,7 @@ import pytest
 from klotski.executors import base
 from klotski.executors.base import settle_threads
 from klotski.schema import HwConfig
-from tests.architectures import save_checkpoint
-from tests.cli.process import short_requests, start_klotski, wait_for_lines
+from tests.cli.process import start_klotski, streaming, wait_for_lines
 
 SPUN = {"GOMP_SPINCOUNT": "50000"}
 BOUND = {"GOMP_SPINCOUNT": "5000", "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
@@ -20,16 +19,7 @@ BOUND = {"GOMP_SPINCOUNT": "5000", "OMP_PROC_BIND": "true", "OMP_PLACES": "cores
 @pytest.mark.skipif(os.cpu_count() == 1, reason="there is one core for all")
 def test_arithmetic_has_a_thread_on_each_core_and_no_other_thread_is_held(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    settings = [
-        "model=custom",
-        f"model.path={save_checkpoint('mixtral', tmp_path / 'model')}",
-        "hw.device_memory=12MB",
-        "hw.runtime_memory=0",
-        "pipeline.batch_size=512",  # enough numbers for OpenMP to be asked for help
-        "workload=jsonl",
-        f"workload.path={short_requests(tmp_path / 'requests.jsonl', 3000)}",
-        f"hydra.run.dir={run}",
-    ]
+    settings = streaming(tmp_path, "12MB", 512)  # enough numbers at a time for OpenMP to be asked for help
     with start_klotski(*settings, cwd=tmp_path, is_alone=True) as process:
         wait_for_lines(run / "results.jsonl", 5, process)
         tasks = [int(each.name) for each in Path(f"/proc/{process.pid}/task").iterdir()]
