@@ -1,6 +1,6 @@
 """Keeps a run's totals true while it goes on: results, sweeps, memory, progress."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -40,6 +40,7 @@ class Account:
         self._progress = Progress(len(requests), Console(stderr=True), is_predicted=not is_measured)
         self._lasting = 0
         self._with_caches = True
+        self._taken: Callable[[], int | None] = lambda: None
         self._busy: dict[str, float] = {}
         self._bytes: dict[str, int] = {}
         self._bubbles = 0.0
@@ -54,12 +55,16 @@ class Account:
         self._progress.__exit__(kind, error, trace)
         self._recorder.flush()
 
-    def ready(self, nbytes: int, host: int = 0, *, with_caches: bool = True) -> None:
+    def ready(
+        self, nbytes: int, host: int = 0, *, with_caches: bool = True, taken: Callable[[], int | None] = lambda: None
+    ) -> None:
         """All memory that lasts is taken, `host` of it below a GPU; what was read until now belongs to no sweep.
 
-        `with_caches`: keys and values are on the device, too.
+        `with_caches`: keys and values are on the device, too. `taken`: bytes that its allocator has given away at
+        most, where there is one that knows.
         """
         self._lasting = nbytes
+        self._taken = taken
         self._with_caches = with_caches
         if host:
             self._totals.peak_memory["host"] = host
@@ -137,6 +142,9 @@ class Account:
 
     def _note_memory(self, cache_bytes: int) -> None:
         peak = self._totals.peak_memory
-        peak["device"] = max(peak.get("device", 0), self._lasting + self._with_caches * cache_bytes)
+        taken = self._taken()
+        if taken is None:
+            taken = max(peak.get("device", 0), self._lasting + self._with_caches * cache_bytes)
+        peak["device"] = taken
         if self._is_measured:
             peak["process"] = peak_memory()

@@ -35,6 +35,9 @@ class Device(Protocol):
     def limit(self, nbytes: int) -> None:
         """Never take more than so many bytes of its own memory, however many it has."""
 
+    def taken(self) -> int | None:
+        """Bytes of its own memory that were in use since `limit`, at most; None: nobody counts them."""
+
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         """What makes the compute lane, and those on the way to and from CPU memory."""
 
@@ -66,6 +69,10 @@ class CpuDevice:
 
     def limit(self, nbytes: int) -> None:
         """Nothing: the budget is of the process, and what was planned is allocated."""
+
+    def taken(self) -> int | None:
+        """None: the process has other memory, too."""
+        return None
 
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         """Arithmetic on the caller's thread; there is nothing to be copied."""
@@ -109,6 +116,11 @@ class CudaDevice:
         """A card with more memory fails where one of so many bytes would."""
         _, total = torch.cuda.mem_get_info(self.place)
         torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total), self.place)
+        torch.cuda.reset_peak_memory_stats(self.place)
+
+    def taken(self) -> int | None:
+        """What torch's allocator has given away, activations and all."""
+        return torch.cuda.max_memory_allocated(self.place)
 
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         """Streams that share the device's clock."""

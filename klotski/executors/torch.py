@@ -13,6 +13,7 @@ from klotski.executors.account import Account
 from klotski.executors.caches import MovingCaches
 from klotski.executors.devices import Device, find_device, name_of
 from klotski.executors.facts import outline_of, workspace_shape
+from klotski.executors.garbage import collect_earlier_runs
 from klotski.executors.machine import machine_rates
 from klotski.executors.opening import open_for
 from klotski.executors.planning import describe, hardware_file
@@ -82,6 +83,7 @@ class TorchExecutor:
 
     def run(self, config: RunConfig, log: RunLog, recorder: Recorder, totals: Totals) -> None:
         """Open the model, read the workload, plan, and sweep."""
+        collect_earlier_runs()
         device = self._device or find_device(config.hw.gpu)
         configure(config, device)
         folder = find_shape(config) if is_dummy(config) else find_checkpoint(config)
@@ -156,7 +158,7 @@ def carry_out(
         rates = RateSamples(store, workspace, device)
         stack.callback(lambda: keep_what_was_learned(table, task, calibration, log, totals, rates, device))
         account.measured(rates.measure())
-        account.ready(taken(plan, store), host, with_caches=not plan.kv_slots)
+        account.ready(taken(plan, store), host, with_caches=not plan.kv_slots, taken=device.taken)
         predictor = create_predictor(config.pipeline.predictor, table)
         if config.record_routing:
             predictor = RecordingPredictor(predictor, log.routing)

@@ -32,19 +32,17 @@ class CudaClock:
 
     def __init__(self, clock: Clock, device: torch.device) -> None:
         self.device = device
-        self._origin = torch.cuda.Event(enable_timing=True)
-        with torch.cuda.device(device):
-            self._origin.record()
-            self._origin.synchronize()
+        self._origin = self.mark(torch.Stream(device))
+        self._origin.synchronize()
         self._began = clock()
 
-    def mark(self, stream: torch.cuda.Stream) -> torch.cuda.Event:
+    def mark(self, stream: torch.Stream) -> torch.Event:
         """An event that comes when a stream has done all that was queued on it."""
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.Event(self.device, enable_timing=True)
         event.record(stream)
         return event
 
-    def time(self, event: torch.cuda.Event) -> float:
+    def time(self, event: torch.Event) -> float:
         """Seconds of the run's clock at which an event came."""
         return float(self._began + 1e-3 * self._origin.elapsed_time(event))
 
@@ -54,7 +52,7 @@ class _Queued:
 
     def __init__(self) -> None:
         self._flag = threading.Event()
-        self._end: torch.cuda.Event | None = None
+        self._end: torch.Event | None = None
         self._error: BaseException | None = None
 
     @property
@@ -68,7 +66,7 @@ class _Queued:
     def wait(self) -> None:
         self.wait_on_host().synchronize()
 
-    def wait_on_host(self) -> torch.cuda.Event:
+    def wait_on_host(self) -> torch.Event:
         """The event, once it has been queued; raise what the operation raised."""
         self._flag.wait()
         if self._error is not None:
@@ -76,7 +74,7 @@ class _Queued:
         assert self._end is not None
         return self._end
 
-    def complete(self, end: torch.cuda.Event | None, error: BaseException | None = None) -> None:
+    def complete(self, end: torch.Event | None, error: BaseException | None = None) -> None:
         self._end, self._error = end, error
         self._flag.set()
 
@@ -85,9 +83,9 @@ class _Told(NamedTuple):
     """What will be told of an operation: when it could have begun, when it did, and when it ended."""
 
     operation: Operation
-    before: torch.cuda.Event
-    begin: torch.cuda.Event
-    end: torch.cuda.Event
+    before: torch.Event
+    begin: torch.Event
+    end: torch.Event
 
 
 class _Stream:
@@ -97,11 +95,11 @@ class _Stream:
         self._name = name
         self._sink = sink
         self._clock = clock
-        self._stream = torch.cuda.Stream(clock.device)
+        self._stream = torch.Stream(clock.device)
         self._untold: deque[_Told] = deque()
         self._ended = 0.0
 
-    def queue(self, operation: Operation, run: Callable[[], object], after: Sequence[Event]) -> torch.cuda.Event:
+    def queue(self, operation: Operation, run: Callable[[], object], after: Sequence[Event]) -> torch.Event:
         """Queue an operation behind events, of which those of the host are waited for here; returns its end."""
         self.tell()
         before = self._clock.mark(self._stream)
@@ -111,7 +109,7 @@ class _Stream:
             else:
                 event.wait()
         begin = self._clock.mark(self._stream)
-        with torch.cuda.stream(self._stream):
+        with self._stream:
             run()
         end = self._clock.mark(self._stream)
         self._untold.append(_Told(operation, before, begin, end))
@@ -227,12 +225,12 @@ class Landing:
     """Numbers on their way from a device to the host; there is nothing to wait for where they are there already."""
 
     def __init__(self, numbers: torch.Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
+        self._event: torch.Event | None = None
         self._here = numbers
-        if numbers.is_cuda:
+        if numbers.device.type != "cpu":
             self._here = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._here.copy_(numbers, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.Event(numbers.device)
             self._event.record()
 
     @property

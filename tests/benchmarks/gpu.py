@@ -8,7 +8,7 @@ and the first 24 of 256 out, with as many sequences as the planner chooses; Acce
 pinned memory, of which as many layers stay on the GPU as fit, at the same batch size, for a few steps; and before all
 that, bare copies and products. Prints a table, and appends each row to outputs/bench/gpu.jsonl as it is made.
 
-`--rehearse`: the tiny model, and a GPU that is CPU memory (of tests/tiers), so that the script itself can be tried.
+`--rehearse`: the tiny model, and a GPU that is threads (of tests/card), so that the script itself can be tried.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ from klotski.weights.dummy import DummyReader, Made
 from klotski.weights.layout import BlockLayout
 from tests.benchmarks.accelerate_baseline import StepClock
 from tests.benchmarks.runs import OUTPUTS, lengths, metrics_in
+from tests.card import Card
 from tests.engine import run_engine
-from tests.tiers.delayed import DelayedDevice
 
 ROWS = 768  # tokens of the bare product
 PAPERS_LINK = 25e9  # bytes a second; what its PCIe 4 is taken to give
@@ -99,6 +100,10 @@ class Arena:
     def limit(self, nbytes: int) -> None:
         """As the device."""
         self.device.limit(nbytes)
+
+    def taken(self) -> int | None:
+        """As the device."""
+        return self.device.taken()
 
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         """As the device."""
@@ -265,8 +270,14 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, on the tiny model")
     parser.add_argument("--no-accelerate", action="store_true")
     chosen = parser.parse_args()
+    with Card() if chosen.rehearse else nullcontext():
+        measure(chosen)
+
+
+def measure(chosen: argparse.Namespace) -> None:
+    """Make the rows, and show them."""
     began = time.monotonic()
-    device: Device = DelayedDevice(0, 0.0) if chosen.rehearse else CudaDevice()
+    device = CudaDevice()
     model, shape, host = (
         (["model=tiny", "hw=rtx4090", "hw.runtime_memory=0"], TINY, 40_000_000)
         if chosen.rehearse

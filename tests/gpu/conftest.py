@@ -1,12 +1,23 @@
-"""What only a GPU can show. Without one everything here is skipped, visibly."""
+"""What a GPU has to show. Without one these tests are skipped, visibly, and done on a card of threads."""
+
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
 
+from klotski.executors import rates
+from tests.card import Card
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "tests/gpu" in item.path.as_posix():
-            item.add_marker("gpu")
-            if not torch.cuda.is_available():
-                item.add_marker(pytest.mark.skip(reason="there is no CUDA device"))
+HAS_GPU = torch.cuda.is_available()
+WITH_ONE = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no CUDA device")]
+WITHOUT = pytest.mark.skipif(HAS_GPU, reason="there is a real one")
+
+
+@pytest.fixture(params=[pytest.param("gpu", marks=WITH_ONE), pytest.param("threads", marks=WITHOUT)], autouse=True)
+def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AbstractContextManager[object]:
+    """In which there is a card: the real one, or one of threads."""
+    if request.param == "gpu":
+        return nullcontext()
+    for name, value in {"ROUNDS": 1, "SECONDS": 0.01, "FEW_SECONDS": 0.01, "WAKING": 1}.items():
+        monkeypatch.setattr(rates, name, value)  # nobody asks what threads reach
+    return Card()

@@ -63,6 +63,9 @@ class DelayedDevice:
         self._limit = nbytes
         self._own.clear()  # a run begins, and the one before has given back what was its
 
+    def taken(self) -> int | None:
+        return None
+
     def lanes(self, clock: Clock) -> Callable[[LaneName, SpanSink], Lane]:
         def lane(name: LaneName, sink: SpanSink) -> Lane:
             if name is LaneName.COMPUTE:

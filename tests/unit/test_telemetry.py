@@ -10,7 +10,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,10 +24,12 @@ from klotski.core import DENSE, Compute, LaneName, Operation, PrefetchCount, Req
 from klotski.errors import KlotskiError, OutputError
 from klotski.executors.account import Account
 from klotski.lanes import InlineLane, ThreadLane
-from klotski.lanes.cuda import CudaLane
+from klotski.lanes.cuda import CudaClock, CudaLane
 from klotski.planner import ModelFacts
 from klotski.telemetry import Allowance, Recorder, RunLog, StateEvent, SweepUse, Totals, summarize, write_trace
 from klotski.workload import Encoder
+from tests.card import Card
+from tests.card.streams import CurrentStream
 from tests.engine import read_lines, run_engine
 from tests.unit.fakes import examples
 
@@ -349,48 +350,24 @@ def test_events_leave_out_what_is_at_its_default() -> None:
     assert recorder.bubble_seconds == 0.25
 
 
-class FakeEvent:
-    """A device's event, that comes when it is told to."""
-
-    def __init__(self, **_: bool) -> None:
-        self.has_come = False
-
-    def record(self, *_: object) -> None:
-        pass
-
-    def query(self) -> bool:
-        return self.has_come
-
-
-def test_a_gpus_copy_lane_says_what_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpus_copy_lane_says_what_waits_for_it() -> None:
     """What the host has not queued yet, and what the stream has not come to; nothing of it is waited for."""
-    stream = SimpleNamespace(wait_event=lambda _: None, synchronize=lambda: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda _: stream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    marks: list[FakeEvent] = []
-
-    def mark(_: object) -> FakeEvent:
-        marks.append(FakeEvent())
-        return marks[-1]
-
-    clock = SimpleNamespace(device="cuda", mark=mark, time=lambda _: 0.0)
-    lane = CudaLane(LaneName.LINK, Recorder(None), time.monotonic, clock)  # type: ignore[arg-type]
-    read = threading.Event()
-    host = SimpleNamespace(is_done=read.is_set, wait=read.wait)
-    lane.submit(Operation("expert", 0, 0, nbytes=5), lambda: None)
-    lane.submit(Operation("expert", 0, 1, nbytes=7), lambda: None, [host])
-    lane.submit(Operation("expert", 0, 2, nbytes=11), lambda: None)
-    assert lane.waiting == (3, 23)
-    for each in marks:
-        each.has_come = True
-    assert lane.waiting == (2, 18)
-    read.set()
-    while lane.waiting[0] == 2 and len(marks) < 9:
-        time.sleep(0.001)
-    for each in marks:
-        each.has_come = True
-    lane.close()
-    assert lane.waiting == (0, 0)
+    with Card():
+        clock = CudaClock(time.monotonic, torch.device("cuda", 0))
+        lane = CudaLane(LaneName.LINK, Recorder(None), time.monotonic, clock)
+        copied, read = threading.Event(), threading.Event()
+        host = SimpleNamespace(is_done=read.is_set, wait=read.wait)
+        lane.submit(Operation("expert", 0, 0, nbytes=5), lambda: CurrentStream.get().queue(copied.wait))
+        lane.submit(Operation("expert", 0, 1, nbytes=7), lambda: None, [host])
+        lane.submit(Operation("expert", 0, 2, nbytes=11), lambda: None)
+        assert lane.waiting == (3, 23)
+        copied.set()
+        while lane.waiting[0] == 3:
+            time.sleep(0.001)
+        assert lane.waiting == (2, 18)
+        read.set()
+        lane.close()
+        assert lane.waiting == (0, 0)
 
 
 def test_without_a_file_events_are_added_up_all_the_same() -> None:

@@ -1,0 +1,121 @@
+"""The code of a GPU, streams and events and all, on a card of threads: no schedule loses a race on it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from klotski.executors import rates
+from klotski.executors.devices import CudaDevice
+from klotski.executors.torch import TorchExecutor
+from tests.architectures import save_checkpoint
+from tests.card import Card
+from tests.card.streams import Stream
+from tests.engine import read_lines, read_results, run_engine, write_requests
+from tests.reference import plain_generate
+from tests.tiers.test_three_tiers import GPU, PHASES, REQUESTS, SCHEDULES, Schedule
+
+BUDGET = ["hw.device_memory=2.5MB", "hw.host_memory=4MB", "pipeline.n_batches=2", "pipeline.batch_size=3"]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
+
+
+def run_on(card: Card, folder: Path, model: Path, *overrides: str) -> dict[str, Any]:
+    """A run on a card that is there; returns its metrics."""
+    requests = write_requests(folder / "requests.jsonl", REQUESTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("klotski.executors.create", lambda config: TorchExecutor(CudaDevice()))
+        for name, value in {"ROUNDS": 1, "SECONDS": 0.01, "FEW_SECONDS": 0.01, "WAKING": 1}.items():
+            patch.setattr(rates, name, value)
+        workload = ["workload=jsonl", f"workload.path={requests}"]
+        run_engine(folder, "model=custom", f"model.path={model}", *workload, *GPU, *overrides)
+    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+    assert metrics["peak_memory"]["device"] == card.peak
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[Path]:
+    with TemporaryDirectory() as name:
+        yield save_checkpoint("mixtral", Path(name))
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> dict[str, list[int]]:
+    return plain_generate(model, REQUESTS)
+
+
+def check(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> None:
+    """No race, the same tokens, and no more of the card's memory than was planned."""
+    with TemporaryDirectory() as name, Card(seed=schedule.seed) as card:
+        metrics = run_on(
+            card,
+            Path(name),
+            model,
+            *schedule.strategy,
+            "hw.device_memory=2.5MB",
+            f"hw.host_memory={schedule.host_memory}",
+            f"placement={schedule.placement}",
+            f"placement.kv_cache={schedule.kv_cache}",
+            f"placement.attention={schedule.attention}",
+            f"pipeline.n_batches={schedule.n_batches}",
+            f"pipeline.batch_size={schedule.batch_size}",
+            f"pipeline.prefill_tokens={schedule.prefill_tokens}",
+        )
+        assert read_results(Path(name)) == expected
+        assert card.limit == 2_500_000
+        assert sum(metrics["plan"]["memory"].values()) >= card.peak
+
+
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+@given(schedule=SCHEDULES)
+def test_no_schedule_loses_a_race(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> None:
+    check(model, expected, schedule)
+
+
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+@given(schedule=SCHEDULES)
+def test_no_schedule_of_a_hundred_does(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> None:
+    check(model, expected, schedule)
+
+
+def test_lanes_that_did_not_wait_for_each_other_would_lose_races(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stream, "wait_event", lambda stream, event: None)
+    card = Card()
+    with pytest.raises(AssertionError, match="races"), card:
+        run_on(card, tmp_path, model, *BUDGET, "placement.kv_cache=host", "placement.attention=device")
+    assert any("attention on stream" in race and "copy_" in race for race in card.races)
+
+
+def test_a_run_has_the_memory_that_the_one_before_it_had(model: Path, tmp_path: Path) -> None:
+    """A sweep's jobs are runs of one process."""
+    with Card(memory=2_600_000) as card:
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            run_on(card, tmp_path / name, model, *BUDGET)
+
+
+def test_where_memory_cannot_be_pinned_copies_wait_and_tokens_are_the_same(
+    model: Path, expected: dict[str, list[int]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Card(can_pin=False) as card:
+        run_on(card, tmp_path, model, *BUDGET, "placement.kv_cache=host", "placement.attention=device")
+    assert read_results(tmp_path) == expected
+    assert caplog.text.count("could not be pinned") == 1
+
+
+def test_experts_that_stay_are_multiplied_at_once(model: Path, tmp_path: Path) -> None:
+    """In bfloat16, which a card has kernels for."""
+    with Card() as card:
+        budget = ["hw.device_memory=1.2MB", "hw.host_memory=20MB", "pipeline.n_batches=3", "pipeline.batch_size=2"]
+        run_on(card, tmp_path, model, *budget, "model.dtype=bfloat16", "pipeline.expert_slots=2")
+    spans = [line for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "span"]
+    assert any("parts" in span for span in spans)
+    assert any(span["lane"] == "link" for span in spans)
