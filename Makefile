@@ -25,10 +25,10 @@ monitor: setup ## watch the newest run, or ARGS=RUN
 test: lint ## everything that has to hold
 	$(BIN)/pytest -n 2 --dist loadscope
 
-test-slow: setup ## a thousand random schedules over three tiers, and the paper's tables predicted; 40 minutes
+test-slow: setup ## random schedules over three tiers, a thousand and a hundred, and the paper's tables predicted; an hour
 	$(BIN)/pytest -m slow
 
-test-gpu: setup ## what only a GPU can show: parity, races, the syncs of a sweep; skipped without CUDA
+test-gpu: setup ## what only a GPU can show: parity, memory, races, the waits of a sweep; skipped without CUDA
 	$(BIN)/pytest -m gpu tests/gpu
 
 bench-models: $(VENV)/.bench ## random checkpoints of twice 3 GiB under outputs/, to measure on

@@ -55,6 +55,7 @@ def _torch(config: RunConfig) -> Executor:
             "pipeline.products=batch is how other engines multiply, and can only be predicted; set executor=simulate"
         )
     settle_threads(config.hw, os.environ)
+    settle_allocator(os.environ)
     from klotski.executors.torch import TorchExecutor  # here, so that a refused config is refused at once
 
     return TorchExecutor()
@@ -69,6 +70,16 @@ def settle_threads(hw: HwConfig, environment: MutableMapping[str, str]) -> None:
     """
     is_alone = parse_count("hw.threads", hw.threads) is None and (hw.gpu == "none" or not find_gpus())
     openmp.settle(environment, have_all_cores=is_alone)
+
+
+def settle_allocator(environment: MutableMapping[str, str]) -> None:
+    """Let torch grow its pieces of a GPU's memory, before it is loaded, unless its user has said how.
+
+    Otherwise what activations of one size leave is lost to those of another, and a budget that was planned to the
+    brim is not enough.
+    """
+    if not any(f"PYTORCH_{kind}ALLOC_CONF" in environment for kind in ("", "CUDA_", "HIP_")):
+        environment["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def _simulate(config: RunConfig) -> Executor:

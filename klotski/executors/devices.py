@@ -17,6 +17,9 @@ __all__ = ["CpuDevice", "CudaDevice", "Device", "find_device", "find_gpu", "name
 
 logger = logging.getLogger(__name__)
 
+# Of what a runtime takes, by torch's allocator: cuBLAS's workspaces, 32 MiB on Hopper for each stream that multiplies,
+# and what is lost where it rounds up.
+LIBRARIES = 128 << 20
 SHARE = 0.9  # of a GPU's free memory; the rest is the allocator's, and the libraries'
 
 
@@ -32,8 +35,8 @@ class Device(Protocol):
     def memory(self) -> tuple[int, str] | None:
         """Bytes of its own memory that a run may take, and why so many; None: they are CPU memory."""
 
-    def limit(self, nbytes: int) -> None:
-        """Never take more than so many bytes of its own memory, however many it has."""
+    def limit(self, nbytes: int, runtime: int) -> None:
+        """Never take more than so many bytes of its own memory, `runtime` of them for others than the run itself."""
 
     def taken(self) -> int | None:
         """Bytes of its own memory that were in use since `limit`, at most; None: nobody counts them."""
@@ -67,7 +70,7 @@ class CpuDevice:
         """None."""
         return None
 
-    def limit(self, nbytes: int) -> None:
+    def limit(self, nbytes: int, runtime: int) -> None:
         """Nothing: the budget is of the process, and what was planned is allocated."""
 
     def taken(self) -> int | None:
@@ -112,10 +115,11 @@ class CudaDevice:
         free, _ = torch.cuda.mem_get_info(self.place)
         return int(SHARE * free), f"{SHARE:.0%} of the {free / 1e9:.1f}GB that are free on {self.place}"
 
-    def limit(self, nbytes: int) -> None:
-        """A card with more memory fails where one of so many bytes would."""
+    def limit(self, nbytes: int, runtime: int) -> None:
+        """A card with more memory fails where one of so many bytes would; what is the driver's, torch has not."""
         _, total = torch.cuda.mem_get_info(self.place)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total), self.place)
+        allowed = nbytes - max(0, runtime - LIBRARIES)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, allowed / total), self.place)
         torch.cuda.reset_peak_memory_stats(self.place)
 
     def taken(self) -> int | None:

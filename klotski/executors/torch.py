@@ -125,7 +125,7 @@ def carry_out(
 ) -> None:
     """Take memory as planned, and sweep until all requests have ended."""
     plan = task.plan
-    device.limit(plan.budget - plan.memory["runtime"])
+    device.limit(plan.budget, plan.memory["runtime"])
     with ExitStack() as stack, torch.inference_mode():
         account = stack.enter_context(Account(task.requests, task.facts, task.encoder, log, recorder, totals))
         calibration = Calibration(recorder)

@@ -13,6 +13,7 @@ that, bare copies and products. Prints a table, and appends each row to outputs/
 
 import argparse
 import csv
+import gc
 import json
 import shutil
 import time
@@ -97,9 +98,9 @@ class Arena:
         """As the device."""
         return self.device.memory()
 
-    def limit(self, nbytes: int) -> None:
+    def limit(self, nbytes: int, runtime: int) -> None:
         """As the device."""
-        self.device.limit(nbytes)
+        self.device.limit(nbytes, runtime)
 
     def taken(self) -> int | None:
         """As the device."""
@@ -162,9 +163,11 @@ def ours(row: Row, model: list[str], arena: Arena, folder: Path) -> dict[str, An
     return metrics_in(folder)
 
 
-def accelerate(shape: Path, arena: Arena, row: Row) -> dict[str, Any]:
+def accelerate(shape: Path, arena: Arena, row: Row, place: torch.device) -> dict[str, Any]:
     """Accelerate at a row's batch size, with the same weights in the same memory."""
     assert row.batch_size is not None
+    gc.collect()  # what our last run held in circles
+    arena.limit(int(row.budget), 0)
     from accelerate import dispatch_model, init_empty_weights
     from accelerate.utils import set_module_tensor_to_device
 
@@ -180,15 +183,15 @@ def accelerate(shape: Path, arena: Arena, row: Row) -> dict[str, Any]:
     staying = int(row.budget * (1 - SPARE) / layer_bytes) - 1  # one is on its way
     layers = len(model.model.layers)
     device_map: dict[str, Any] = {f"model.layers.{layer}": "cpu" for layer in range(layers)}
-    device_map |= {f"model.layers.{layer}": arena.place for layer in range(max(0, min(staying, layers - 1)))}
-    device_map |= dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), arena.place)
+    device_map |= {f"model.layers.{layer}": place for layer in range(max(0, min(staying, layers - 1)))}
+    device_map |= dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), place)
     for name in state:
         if next(place for prefix, place in device_map.items() if name.startswith(f"{prefix}.")) != "cpu":
-            set_module_tensor_to_device(model, name, arena.place, value=state[name])
-    model = dispatch_model(model.eval(), device_map, main_device=arena.place, state_dict=state, force_hooks=True)
+            set_module_tensor_to_device(model, name, place, value=state[name])
+    model = dispatch_model(model.eval(), device_map, main_device=place, state_dict=state, force_hooks=True)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    ids = torch.randint(config.vocab_size, (row.batch_size, row.tokens_in)).to(arena.place)
+    ids = torch.randint(config.vocab_size, (row.batch_size, row.tokens_in)).to(place)
     clock = StepClock()
     arena.wait()
     started = time.perf_counter()
@@ -303,7 +306,8 @@ def measure(chosen: argparse.Namespace) -> None:
         if not chosen.no_accelerate:
             size = 2 if chosen.rehearse else 16
             paired = next(row for row in rows_of(chosen.rehearse) if row.batch_size == size)
-            theirs = accelerate(shape, arena, paired)
+            # Accelerate makes parameters anew of what they are, which tensors of threads are not made for.
+            theirs = accelerate(shape, arena, paired, torch.device("cpu") if chosen.rehearse else device.place)
             speed = next(row["output_tokens_per_second"] for row in made if row.get("batch") == size)
             keep(
                 {"row": f"Accelerate {paired.name}", "batch": size, "budget": paired.budget, **theirs}

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from tests.card.memory import PLACE, CardTensor, Memory, each, leaves, span_of
 from tests.card.streams import CurrentStream, Event, Stream, Timeline
@@ -26,7 +27,6 @@ ASKS = {  # operations whose results' sizes are the numbers of what they are giv
     "aten::unique_dim",
     "aten::bincount",
 }
-NUMBERS = {"aten::full", "aten::scalar_tensor"}
 WHOLE = {"aten::scaled_dot_product_attention", "aten::repeat_interleave"}  # not taken apart
 FRESH = ("aten::empty", "aten::new_empty")  # what is in the memory already
 
@@ -53,6 +53,7 @@ class Card:
         self._tells = False
         self._pinned: list[tuple[int, int, object]] = []
         self._shapes: dict[object, Any] = {}
+        self._made: Any = WeakTensorKeyDictionary()
         self._factories = _Factories(self)
         self._exit = ExitStack()
 
@@ -90,20 +91,19 @@ class Card:
         """Carry out one of torch's operations, whatever it is of."""
         name = func._schema.name
         tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if any(hasattr(tensor, "number") for tensor in tensors):
-            return self.dispatch(func, each(from_number, args), each(from_number, kwargs))
         on_card = [tensor for tensor in tensors if isinstance(tensor, CardTensor)]
+        if on_card and any(tensor.is_meta and tensor in self._made for tensor in tensors):
+            return self.dispatch(func, each(self._here, args), each(self._here, kwargs))
         if name == "aten::_to_copy":
             return self._to(*args, **kwargs)
         if name in ("aten::is_pinned", "aten::_pin_memory", "aten::pin_memory"):
             return self._is_pinned(args[0]) if name == "aten::is_pinned" else self._pin(args[0].clone())
+        is_bound = any(isinstance(leaf, torch.device) and leaf.type == "cuda" for leaf in leaves((args, kwargs)))
+        if (on_card or is_bound) and name not in WHOLE and is_composite(func):
+            with self._factories:
+                return func.decompose(*args, **kwargs)
         if not on_card:
             return self._make(func, args, kwargs)
-        if name not in WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), "CompositeImplicitAutograd"
-        ):
-            with nullcontext() if torch.utils._python_dispatch._get_current_dispatch_mode() else self._factories:
-                return func.decompose(*args, **kwargs)
         if name == "aten::copy_":
             return self._copy(*args, **kwargs)
         assert not any(tensor.is_meta for tensor in tensors), f"{name} is given a tensor without numbers"
@@ -124,8 +124,9 @@ class Card:
             return self._pin(func(*args, **kwargs | {"pin_memory": False}))
         if device is None or torch.device(device).type != "cuda":
             made = func(*args, **kwargs)
-            if func._schema.name in NUMBERS and made.is_meta and not made.dim():
-                made.number = args[-1]  # that torch is about to use beside what it takes for a meta tensor
+            if isinstance(made, torch.Tensor) and made.is_meta and not func._schema.name.startswith(FRESH):
+                # Torch itself may have made it, to use it beside what it takes for a meta tensor.
+                self._made[made] = lambda: func(*args, **kwargs | {"device": torch.device("cpu")})
             return made
         return self._new(func(*args, **kwargs | {"device": torch.device("cpu")}), func._schema.name)
 
@@ -143,7 +144,7 @@ class Card:
             if argument.alias_info is not None and argument.alias_info.is_write
             if place < len(args) or argument.name in kwargs
         ]
-        if written:
+        if written or not schema.returns:
             self._queue(schema.name, lambda: func(*given, **named), on_card, leaves(written))
             if not schema.returns:
                 return None
@@ -201,6 +202,7 @@ class Card:
     def _queue(
         self, name: str, run: Callable[[], object], used: Sequence[CardTensor], written: Sequence[CardTensor]
     ) -> None:
+        self.timeline.check()
         stream = CurrentStream.get()
         places = {id(tensor) for tensor in written}
         with self.timeline.lock:
@@ -231,6 +233,13 @@ class Card:
         if name.startswith(FRESH):
             memory.fill()
         return CardTensor(self, inner, memory)
+
+    def _here(self, leaf: Any) -> Any:
+        """What torch made for an operation on the card, with its numbers."""
+        if not isinstance(leaf, torch.Tensor) or leaf not in self._made:
+            return leaf
+        made = self._made[leaf]()
+        return self._new(made, "") if made.dim() else made
 
     def _inside(self, leaf: Any) -> Any:
         """What an operation is given, by the time that it is done."""
@@ -315,6 +324,11 @@ class _Factories(TorchDispatchMode):
         return self._card.dispatch(func, args, kwargs or {})
 
 
+def is_composite(func: Any) -> bool:
+    """Whether an operation is made of others."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
+
+
 def is_mask(tensor: torch.Tensor) -> bool:
     """Whether an index says yes or no of each place."""
     return tensor.dtype in (torch.bool, torch.uint8)
@@ -325,11 +339,6 @@ def stand_in(leaf: Any) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return leaf
     return torch.empty_strided(leaf.size(), leaf.stride(), dtype=leaf.dtype).zero_()
-
-
-def from_number(leaf: Any) -> Any:
-    """The tensor that torch made of a number to write it on the card."""
-    return torch.tensor(leaf.number, dtype=leaf.dtype) if hasattr(leaf, "number") else leaf
 
 
 def describe(leaf: Any) -> Any:

@@ -166,6 +166,9 @@ class CardTensor(torch.Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
 
+    def __repr__(self, **options: Any) -> str:
+        return f"CardTensor({tuple(self.shape)}, {self.dtype})"
+
     def untyped_storage(self) -> Any:
         return Storage(self.memory)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from klotski.executors import base
-from klotski.executors.base import settle_threads
+from klotski.executors.base import settle_allocator, settle_threads
 from klotski.schema import HwConfig
 from tests.cli.process import start_klotski, streaming, wait_for_lines
 
@@ -63,3 +63,12 @@ def test_where_a_gpu_computes_no_thread_is_held(
     environment: dict[str, str] = {}
     settle_threads(HwConfig(name="auto", gpu=gpu), environment)
     assert environment == expected
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"])
+def test_what_a_user_has_chosen_for_the_allocator_stands(name: str) -> None:
+    chosen = {name: "max_split_size_mb:512"}
+    settle_allocator(environment := dict(chosen))
+    assert environment == chosen
+    settle_allocator(environment := {})
+    assert environment == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}

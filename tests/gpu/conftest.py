@@ -1,5 +1,6 @@
 """What a GPU has to show. Without one these tests are skipped, visibly, and done on a card of threads."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import pytest
@@ -14,10 +15,16 @@ WITHOUT = pytest.mark.skipif(HAS_GPU, reason="there is a real one")
 
 
 @pytest.fixture(params=[pytest.param("gpu", marks=WITH_ONE), pytest.param("threads", marks=WITHOUT)], autouse=True)
-def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AbstractContextManager[object]:
-    """In which there is a card: the real one, or one of threads."""
-    if request.param == "gpu":
-        return nullcontext()
+def new_card(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], AbstractContextManager[object]]:
+    """Makes that in which there is a card: the real one, or one of threads."""
     for name, value in {"ROUNDS": 1, "SECONDS": 0.01, "FEW_SECONDS": 0.01, "WAKING": 1}.items():
-        monkeypatch.setattr(rates, name, value)  # nobody asks what threads reach
-    return Card()
+        monkeypatch.setattr(rates, name, value)  # nobody asks here what a card reaches
+    return nullcontext if request.param == "gpu" else Card
+
+
+@pytest.fixture
+def card(new_card: Callable[[], AbstractContextManager[object]]) -> AbstractContextManager[object]:
+    """In which there is a card."""
+    return new_card()

@@ -30,7 +30,7 @@ def run(card: AbstractContextManager[object], folder: Path, model: Path, *overri
             f"model.path={model}",
             "workload=jsonl",
             f"workload.path={requests}",
-            "hw.device_memory=20MB",
+            "hw.device_memory=1GB",
             "hw.runtime_memory=0",
             "hw.host_memory=30MB",
             "placement=none",

@@ -59,8 +59,8 @@ class DelayedDevice:
     def memory(self) -> tuple[int, str] | None:
         return None
 
-    def limit(self, nbytes: int) -> None:
-        self._limit = nbytes
+    def limit(self, nbytes: int, runtime: int) -> None:
+        self._limit = nbytes - runtime
         self._own.clear()  # a run begins, and the one before has given back what was its
 
     def taken(self) -> int | None:

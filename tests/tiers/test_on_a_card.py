@@ -71,7 +71,7 @@ def check(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> No
         assert sum(metrics["plan"]["memory"].values()) >= card.peak
 
 
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck), phases=PHASES)
 @given(schedule=SCHEDULES)
 def test_no_schedule_loses_a_race(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> None:
     check(model, expected, schedule)
