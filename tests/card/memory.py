@@ -166,7 +166,7 @@ class CardTensor(torch.Tensor):
     def numpy(self, *, force: bool = False) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu() first")
 
-    def __repr__(self, **options: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"CardTensor({tuple(self.shape)}, {self.dtype})"
 
     def untyped_storage(self) -> Any:
