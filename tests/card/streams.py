@@ -12,6 +12,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 __all__ = ["CurrentStream", "Event", "Known", "Stream", "Timeline"]
@@ -182,7 +183,7 @@ class Event:
         assert self._is_timed and other._is_timed, "an event without timing was asked for the time"
         assert self.query() and other.query(), "an event was asked for the time before it came"
         assert self._time is not None and other._time is not None
-        return 1e3 * (other._time - self._time)
+        return float(np.float32(1e3 * (other._time - self._time)))  # in a driver's precision
 
     def _tell(self, known: Known) -> None:
         timeline = Stream.timeline

@@ -1,7 +1,9 @@
 """The code of a GPU, streams and events and all, on a card of threads: no schedule loses a race on it."""
 
 import json
+import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from klotski.executors import rates
 from klotski.executors.devices import CudaDevice
 from klotski.executors.torch import TorchExecutor
+from klotski.lanes.cuda import CudaClock
 from tests.architectures import save_checkpoint
 from tests.card import Card
 from tests.card.streams import Stream
@@ -82,6 +85,19 @@ def test_no_schedule_loses_a_race(model: Path, expected: dict[str, list[int]], s
 @given(schedule=SCHEDULES)
 def test_no_schedule_of_a_hundred_does(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> None:
     check(model, expected, schedule)
+
+
+def test_hours_into_a_run_times_are_as_exact_as_at_its_begin() -> None:
+    with Card():
+        clock, stream = CudaClock(time.monotonic, torch.device("cuda", 0)), torch.Stream("cuda")
+        marks: list[Any] = [clock.mark(stream) for _ in range(1000)]
+        stream.synchronize()
+        begin = marks[0]._time
+        for minute, mark in enumerate(marks):
+            mark._time = begin + 60.0001 * minute
+        times = [clock.time(mark) for mark in marks]
+    assert all(abs(later - earlier - 60.0001) < 1e-5 for earlier, later in pairwise(times))
+    assert abs(times[-1] - times[0] - 999 * 60.0001) < 1e-2
 
 
 def test_lanes_that_did_not_wait_for_each_other_would_lose_races(
