@@ -186,7 +186,7 @@ def accelerate(shape: Path, arena: Arena, row: Row, place: torch.device) -> dict
     device_map |= {f"model.layers.{layer}": place for layer in range(max(0, min(staying, layers - 1)))}
     device_map |= dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), place)
     for name in state:
-        if next(place for prefix, place in device_map.items() if name.startswith(f"{prefix}.")) != "cpu":
+        if next(where for prefix, where in device_map.items() if name.startswith(f"{prefix}.")) != "cpu":
             set_module_tensor_to_device(model, name, place, value=state[name])
     model = dispatch_model(model.eval(), device_map, main_device=place, state_dict=state, force_hooks=True)
     model.generation_config.eos_token_id = None

@@ -134,7 +134,7 @@ class Card:
         """Queue an operation, unless it only looks at memory in another way."""
         schema = func._schema
         given, named = each(self._inside, args), each(self._inside, kwargs)
-        if any(each.alias_info is not None and not each.alias_info.is_write for each in schema.returns):
+        if any(result.alias_info is not None and not result.alias_info.is_write for result in schema.returns):
             memory = on_card[0].memory
             with torch.inference_mode(mode=on_card[0].is_inference()):  # as torch wants a view to be
                 return each(lambda inner: CardTensor(self, inner, memory), func(*given, **named))
@@ -159,7 +159,7 @@ class Card:
                     place.copy_(result)
 
         if not schema.name.startswith(FRESH):
-            self._queue(schema.name, run, on_card, [each for each in leaves(made) if isinstance(each, CardTensor)])
+            self._queue(schema.name, run, on_card, [leaf for leaf in leaves(made) if isinstance(leaf, CardTensor)])
         return made
 
     def _ask(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], on_card: list[CardTensor]) -> Any:
@@ -168,7 +168,7 @@ class Card:
         self._queue(name, lambda: None, on_card, ())
         self._wait(name)
         result = func(*each(self._inside, args), **each(self._inside, kwargs))
-        if func._schema.name == "aten::index_put_":
+        if name == "aten::index_put_":
             return args[0]
         return each(lambda number: self._new(number, name) if isinstance(number, torch.Tensor) else number, result)
 

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 import torch
 
-from klotski.executors import rates
 from tests.card import Card
+from tests.engine import sample_little
 
 HAS_GPU = torch.cuda.is_available()
 WITH_ONE = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no CUDA device")]
@@ -19,8 +19,7 @@ def new_card(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], AbstractContextManager[object]]:
     """Makes that in which there is a card: the real one, or one of threads."""
-    for name, value in {"ROUNDS": 1, "SECONDS": 0.01, "FEW_SECONDS": 0.01, "WAKING": 1}.items():
-        monkeypatch.setattr(rates, name, value)  # nobody asks here what a card reaches
+    sample_little(monkeypatch)  # nobody asks here what a card reaches
     return nullcontext if request.param == "gpu" else Card
 
 

@@ -1,6 +1,5 @@
 """The tokens of a GPU's three tiers are those of transformers on the same GPU, and of the cores."""
 
-import json
 import warnings
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.architectures import save_checkpoint
 from tests.card import Card
-from tests.engine import read_lines, read_results, run_engine, write_requests
+from tests.engine import read_lines, read_results, run_requests
 from tests.parity.test_architectures import unequal_requests
 from tests.reference import plain_generate
 
@@ -22,14 +21,11 @@ WAITS_OF_A_BATCH = 4  # transformers looks at prompts before it begins
 
 
 def run(card: AbstractContextManager[object], folder: Path, model: Path, *overrides: str) -> dict[str, Any]:
-    requests = write_requests(folder / "requests.jsonl", REQUESTS)
     with card:
-        run_engine(
+        return run_requests(
             folder,
-            "model=custom",
-            f"model.path={model}",
-            "workload=jsonl",
-            f"workload.path={requests}",
+            model,
+            REQUESTS,
             "hw.device_memory=1GB",
             "hw.runtime_memory=0",
             "hw.host_memory=30MB",
@@ -39,8 +35,6 @@ def run(card: AbstractContextManager[object], folder: Path, model: Path, *overri
             "pipeline.batch_size=2",
             *overrides,
         )
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    return metrics
 
 
 @pytest.mark.parametrize("attention", ["device", "host"])

@@ -1,8 +1,6 @@
 """The code of a GPU, streams and events and all, on a card of threads: no schedule loses a race on it."""
 
-import json
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,16 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from klotski.executors import rates
 from klotski.executors.devices import CudaDevice
 from klotski.executors.torch import TorchExecutor
 from klotski.lanes.cuda import CudaClock
-from tests.architectures import save_checkpoint
 from tests.card import Card
 from tests.card.streams import Stream
-from tests.engine import read_lines, read_results, run_engine, write_requests
-from tests.reference import plain_generate
-from tests.tiers.test_three_tiers import GPU, PHASES, REQUESTS, SCHEDULES, Schedule
+from tests.engine import read_lines, read_results, run_requests, sample_little
+from tests.tiers.schedules import GPU, PHASES, REQUESTS, SCHEDULES, Schedule
 
 BUDGET = ["hw.device_memory=2.5MB", "hw.host_memory=4MB", "pipeline.n_batches=2", "pipeline.batch_size=3"]
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
@@ -29,46 +24,18 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a re
 
 def run_on(card: Card, folder: Path, model: Path, *overrides: str) -> dict[str, Any]:
     """A run on a card that is there; returns its metrics."""
-    requests = write_requests(folder / "requests.jsonl", REQUESTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("klotski.executors.create", lambda config: TorchExecutor(CudaDevice()))
-        for name, value in {"ROUNDS": 1, "SECONDS": 0.01, "FEW_SECONDS": 0.01, "WAKING": 1}.items():
-            patch.setattr(rates, name, value)
-        workload = ["workload=jsonl", f"workload.path={requests}"]
-        run_engine(folder, "model=custom", f"model.path={model}", *workload, *GPU, *overrides)
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+        sample_little(patch)
+        metrics = run_requests(folder, model, REQUESTS, *GPU, *overrides)
     assert metrics["peak_memory"]["device"] == card.peak
     return metrics
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Path]:
-    with TemporaryDirectory() as name:
-        yield save_checkpoint("mixtral", Path(name))
-
-
-@pytest.fixture(scope="module")
-def expected(model: Path) -> dict[str, list[int]]:
-    return plain_generate(model, REQUESTS)
 
 
 def check(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> None:
     """No race, the same tokens, and no more of the card's memory than was planned."""
     with TemporaryDirectory() as name, Card(seed=schedule.seed) as card:
-        metrics = run_on(
-            card,
-            Path(name),
-            model,
-            *schedule.strategy,
-            "hw.device_memory=2.5MB",
-            f"hw.host_memory={schedule.host_memory}",
-            f"placement={schedule.placement}",
-            f"placement.kv_cache={schedule.kv_cache}",
-            f"placement.attention={schedule.attention}",
-            f"pipeline.n_batches={schedule.n_batches}",
-            f"pipeline.batch_size={schedule.batch_size}",
-            f"pipeline.prefill_tokens={schedule.prefill_tokens}",
-        )
+        metrics = run_on(card, Path(name), model, *schedule.settings())
         assert read_results(Path(name)) == expected
         assert card.limit == 2_500_000
         assert sum(metrics["plan"]["memory"].values()) >= card.peak

@@ -8,7 +8,8 @@ import pytest
 from tests.architectures import save_checkpoint
 from tests.engine import read_lines, run_engine
 from tests.tiers.delayed import DelayedDevice
-from tests.tiers.test_three_tiers import GPU, run_on
+from tests.tiers.schedules import GPU
+from tests.tiers.test_three_tiers import run_on
 
 MEMORY = ["hw.device_memory=1.6MB", "hw.host_memory=30MB", "placement.kv_cache=host"]
 PLAN = ["pipeline.n_batches=3", "pipeline.batch_size=2", "pipeline.prefill_tokens=16", "pipeline.expert_slots=3"]

@@ -1,109 +1,32 @@
 """Device, CPU memory and disk: the code of a GPU's three tiers, on CPU, with transfers that are late at random."""
 
-import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings
 
 from klotski.executors.torch import TorchExecutor
 from tests.architectures import save_checkpoint
-from tests.engine import read_lines, read_results, run_engine, write_requests
-from tests.parity.test_architectures import unequal_requests
+from tests.engine import read_lines, read_results, run_requests
 from tests.reference import plain_generate
 from tests.tiers.delayed import DelayedDevice, PoisonedStore
-
-REQUESTS = unequal_requests(9)
-GPU = ["hw=rtx4090", "hw.runtime_memory=0"]  # whose speeds the plan goes by
-# Strategies, as in the paper and as others have them.
-STRATEGIES = [
-    ["pipeline.prefetch=hot", "pipeline.on_demand=eager", "pipeline.order=arrival"],
-    ["pipeline.prefetch=layer", "pipeline.on_demand=eager", "pipeline.order=hot_first"],
-    ["pipeline.prefetch=none", "pipeline.on_demand=eager", "pipeline.order=index"],
-    ["pipeline.prefetch=none", "pipeline.on_demand=lazy", "pipeline.order=index"],
-]
-PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
+from tests.tiers.schedules import GPU, PHASES, REQUESTS, SCHEDULES, Schedule
 
 
 def run_on(device: DelayedDevice, folder: Path, model: Path, *overrides: str) -> dict[str, Any]:
     """A run on a device's three tiers; returns its metrics."""
-    requests = write_requests(folder / "requests.jsonl", REQUESTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("klotski.executors.create", lambda config: TorchExecutor(device))
         patch.setattr("klotski.executors.torch.BlockStore", PoisonedStore)
-        run_engine(
-            folder,
-            "model=custom",
-            f"model.path={model}",
-            "workload=jsonl",
-            f"workload.path={requests}",
-            *GPU,
-            *overrides,
-        )
-    metrics: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-    return metrics
-
-
-@pytest.fixture(scope="module")
-def model() -> Iterator[Path]:
-    with TemporaryDirectory() as name:
-        yield save_checkpoint("mixtral", Path(name))
-
-
-@pytest.fixture(scope="module")
-def expected(model: Path) -> dict[str, list[int]]:
-    return plain_generate(model, REQUESTS)
-
-
-class Schedule(NamedTuple):
-    """How a run is arranged, and how late its transfers are."""
-
-    seed: int
-    strategy: Sequence[str]
-    n_batches: int
-    batch_size: int
-    prefill_tokens: str
-    placement: str
-    kv_cache: str
-    attention: str
-    host_memory: str
-
-
-SCHEDULES = st.builds(
-    Schedule,
-    seed=st.integers(0, 2**32),
-    strategy=st.sampled_from(STRATEGIES),
-    n_batches=st.sampled_from([1, 2, 4]),
-    batch_size=st.sampled_from([1, 2, 3]),
-    prefill_tokens=st.sampled_from(["1", "9", "auto"]),
-    placement=st.sampled_from(["none", "greedy", "lfu"]),
-    kv_cache=st.sampled_from(["device", "host"]),
-    attention=st.sampled_from(["device", "host"]),
-    host_memory=st.sampled_from(["3MB", "4MB", "30MB"]),
-)
+        return run_requests(folder, model, REQUESTS, *GPU, *overrides)
 
 
 def check(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> None:
     """The tokens are what they are without any of this, and every tier was in use that should be."""
     with TemporaryDirectory() as name:
-        metrics = run_on(
-            DelayedDevice(schedule.seed),
-            Path(name),
-            model,
-            *schedule.strategy,
-            "hw.device_memory=2.5MB",
-            f"hw.host_memory={schedule.host_memory}",
-            f"placement={schedule.placement}",
-            f"placement.kv_cache={schedule.kv_cache}",
-            f"placement.attention={schedule.attention}",
-            f"pipeline.n_batches={schedule.n_batches}",
-            f"pipeline.batch_size={schedule.batch_size}",
-            f"pipeline.prefill_tokens={schedule.prefill_tokens}",
-        )
+        metrics = run_on(DelayedDevice(schedule.seed), Path(name), model, *schedule.settings())
         assert read_results(Path(name)) == expected
     moved = metrics["bytes_moved"]
     assert schedule.placement != "none" or moved["link"]
