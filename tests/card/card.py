@@ -36,7 +36,8 @@ class Card:
 
     - What the host queues is done later, by a thread of each stream, some of it late (`seed`).
     - `races`: operations of two streams at the same bytes, of which one writes, and neither waits for the other.
-      They are found whatever the threads did; leaving the block fails if there are any.
+      They need not be lost to be found; leaving the block fails if there are any. What the host has seen to be done,
+      all of its threads know.
     - Memory is overwritten with what is no number when it is taken and when it is given back.
     - `waits`: what made the host wait, but for events: reads of results, and copies that are not pinned.
     - Tensors in CPU memory among an operation's arguments are refused, and more memory than there is.
