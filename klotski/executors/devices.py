@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from klotski.core import LaneName
-from klotski.lanes import Clock, InlineLane, Lane, SpanSink
+from klotski.lanes import PIECE, Clock, InlineLane, Lane, SpanSink
 from klotski.lanes.cuda import CudaClock, CudaComputeLane, CudaLane, pin
 from klotski.planner.hardware import is_gpu
 from klotski.weights.memory import allocate
@@ -148,8 +148,9 @@ class CudaDevice:
         return memory
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Copy on the stream of the lane that this is called on."""
-        target.copy_(source, non_blocking=True)
+        """Copy on the stream of the lane that this is called on, so that others' copies find a gap in a large one."""
+        for piece, of in zip(torch.split(target, PIECE), torch.split(source, PIECE), strict=True):
+            piece.copy_(of, non_blocking=True)
 
     def multiplies_together(self, dtype: torch.dtype) -> bool:
         """Where torch has a kernel for it: in bfloat16, from Ampere on; elsewhere it asks the device for sizes."""

@@ -21,7 +21,11 @@ from typing import Protocol, runtime_checkable
 
 from klotski.core import Operation, Span
 
-__all__ = ["Clock", "Event", "Lane", "Pending", "SpanSink"]
+__all__ = ["PIECE", "Clock", "Event", "Lane", "Pending", "SpanSink"]
+
+PIECE = 32 << 20
+"""Bytes of a copy into a device, after which one of another lane that goes the same way has its turn: 1.3 ms over PCIe
+4, where a block takes up to 14."""
 
 Clock = Callable[[], float]
 """Seconds since the run's clock started."""

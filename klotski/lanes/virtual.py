@@ -6,7 +6,7 @@ lane, and where the compute lane works; the same operations take the same time t
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from math import inf
+from math import ceil, inf
 
 from klotski.core import Operation, Span
 from klotski.lanes.base import Event, Lane, SpanSink
@@ -55,12 +55,13 @@ class _Ending:
 
 
 class _Carried(_Ending):
-    """An operation that has not begun, on a wire that is free since `free`.
+    """An operation on a wire: `begin` and `end` are when it will have begun and ended, unless others go before it.
 
-    `ready`: when it could; `start`: what it takes longer after a rest.
+    `ready`: when it could begin; `start`: what it takes longer after a rest. `since`: it has the wire to itself from
+    then on.
     """
 
-    __slots__ = ("lane", "operation", "rank", "ready", "seconds", "start")
+    __slots__ = ("begin", "lane", "operation", "rank", "ready", "seconds", "since", "start")
 
     def __init__(
         self,
@@ -80,11 +81,17 @@ class _Carried(_Ending):
         self.ready = ready
         self.seconds = seconds
         self.start = start
-        self.end = ready + seconds + start if ready > free else free + seconds
+        self.follow(free)
 
     def follow(self, free: float) -> None:
-        """Go behind another than before."""
-        self.end = self.ready + self.seconds + self.start if self.ready > free else free + self.seconds
+        """Take the wire once it is free."""
+        self.begin = self.since = self.ready if self.ready > free else free
+        self.end = self.begin + self.seconds + (self.start if self.ready > free else 0.0)
+
+    def give_way(self, other: "_Carried") -> None:
+        """Stop for another, and go on behind it."""
+        self.since = other.end
+        self.end += other.seconds
 
 
 class VirtualWire:
@@ -92,35 +99,46 @@ class VirtualWire:
 
     Of those that wait, a lane's of lower rank go first, and of one rank the first that was submitted. One that waits
     for its events holds up those behind it. An operation that goes ahead of others puts off their ends; what already
-    waits for one of them on another wire keeps to the time that it was told.
+    waits for one of them on another wire keeps to the time that it was told. `piece`: seconds, after each of which what
+    is under way lets one of lower rank go ahead.
     """
 
-    def __init__(self, sink: SpanSink, clock: VirtualClock) -> None:
+    def __init__(self, sink: SpanSink, clock: VirtualClock, piece: float = inf) -> None:
         self._sink = sink
         self._time = clock
-        self._waiting: deque[_Carried] = deque()
-        self._free = 0.0  # when the last one that has begun will have ended
+        self._piece = piece
+        self._waiting: deque[_Carried] = deque()  # in the order in which they will end; one is under way, or stopped
+        self._free = 0.0  # when the last one of those that are not among them any more has ended
 
     @property
     def is_busy(self) -> bool:
         """Whether an operation is under way now."""
         self._settle(self._time.now)
-        return self._free > self._time.now
+        return bool(self._waiting) and self._waiting[0].begin <= self._time.now
 
     def carry(self, rank: int, lane: str, operation: Operation, ready: float, seconds: float, start: float) -> Event:
         """Queue an operation; its event knows when it will have ended, unless others go before it.
 
         `ready`: when it could begin; `start`: seconds that it takes longer if the wire was at rest.
         """
-        waiting = self._waiting
+        waiting, now = self._waiting, self._time.now
         if waiting:
-            self._settle(self._time.now)
+            self._settle(now)
         behind = []
-        while waiting and waiting[-1].rank > rank:
+        while waiting and waiting[-1].rank > rank and waiting[-1].begin > now:
             behind.append(waiting.pop())
+        begun = waiting.pop() if waiting and waiting[-1].rank > rank else None
         free = waiting[-1].end if waiting else self._free
-        carried = _Carried(self._time, rank, lane, operation, ready, seconds, start, free)
-        waiting.append(carried)
+        if begun is not None and (gap := self._gap(begun, max(ready, free, now))) < begun.end:
+            carried = _Carried(self._time, rank, lane, operation, ready, seconds, 0.0, gap)
+            begun.give_way(carried)
+            waiting += (carried, begun)
+        else:
+            if begun is not None:
+                waiting.append(begun)
+                free = begun.end
+            carried = _Carried(self._time, rank, lane, operation, ready, seconds, start, free)
+            waiting.append(carried)
         while behind:
             other = behind.pop()
             other.follow(waiting[-1].end)
@@ -131,17 +149,19 @@ class VirtualWire:
         """Let all that waits have its time."""
         self._settle(inf)
 
+    def _gap(self, begun: _Carried, time: float) -> float:
+        """When an operation that is under way next lets another go ahead, from some time on."""
+        if time <= begun.since and begun.begin < begun.since:  # it has let one, and has not gone on yet
+            return begun.since
+        return begun.since + self._piece * max(1, ceil((time - begun.since) / self._piece))
+
     def _settle(self, now: float) -> None:
-        """What has begun by now, has begun for good."""
-        waiting, free = self._waiting, self._free
-        while waiting:
-            first = waiting[0]
-            begin = first.ready if first.ready > free else free
-            if begin > now:
-                return
-            waiting.popleft()
-            self._free = free = first.end
-            self._sink.span(Span(first.lane, first.operation, begin, free))
+        """What has ended by now, has ended for good."""
+        waiting = self._waiting
+        while waiting and waiting[0].end <= now:
+            first = waiting.popleft()
+            self._free = first.end
+            self._sink.span(Span(first.lane, first.operation, first.begin, first.end))
 
 
 class VirtualLane(Lane):

@@ -1,9 +1,10 @@
 """Where blocks come from, in virtual time: disk, or CPU memory and, for what it has no room for, disk."""
 
 from collections.abc import Callable, Collection, Sequence
+from math import inf
 
 from klotski.core import Block, LaneName, Operation
-from klotski.lanes import Event, SpanSink, VirtualClock, VirtualLane, VirtualWire
+from klotski.lanes import PIECE, Event, SpanSink, VirtualClock, VirtualLane, VirtualWire
 from klotski.planner import ModelFacts, Rates, first_blocks
 from klotski.planner.costs import CROWDED
 from klotski.weights.residency import SlotKind
@@ -39,7 +40,7 @@ class Supply:
         self._load = load
         self._disk = VirtualLane(LaneName.DISK, sink, clock, self._reading, rates.start)
         self._link: VirtualLane | None = None
-        self.wire = VirtualWire(sink, clock)
+        self.wire = VirtualWire(sink, clock, PIECE / rates.link if rates.link else inf)
         """Into the GPU, if there is one."""
         self._on_host: set[Block] = set()
         if (speed := rates.link) is not None:

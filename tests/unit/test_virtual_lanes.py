@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from itertools import pairwise
+from math import inf
 
 import pytest
 import simpy
@@ -139,9 +140,9 @@ ODD = 0.0377  # seconds
 class TestAWire:
     """Two lanes that share one: caches go before blocks."""
 
-    def lanes(self) -> tuple[Sink, VirtualClock, VirtualLane, VirtualLane]:
+    def lanes(self, piece: float = inf) -> tuple[Sink, VirtualClock, VirtualLane, VirtualLane]:
         sink, clock = Sink(), VirtualClock()
-        wire = VirtualWire(sink, clock)
+        wire = VirtualWire(sink, clock, piece)
         blocks, caches = (
             VirtualLane(name, sink, clock, lambda operation: float(operation.nbytes), 0.0, wire, rank)
             for name, rank in (("blocks", 0), ("caches", -1))
@@ -167,29 +168,61 @@ class TestAWire:
             ("blocks", 6, 9),
         ]
 
-    @given(st.lists(st.tuples(st.booleans(), st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=25))
+    def test_what_is_sent_in_pieces_lets_others_go_between_them_and_goes_on(self) -> None:
+        sink, clock, blocks, caches = self.lanes(piece=2)
+        large = self.send(blocks, 5)
+        clock.advance(1)
+        self.send(caches, 3).wait()
+        assert clock() == 2 + 3
+        clock.advance(6)
+        self.send(caches, 1).wait()
+        assert clock() == 5 + 2 + 1, "the block went on at 5, for a piece"
+        large.wait()
+        assert clock() == 5 + 3 + 1
+        blocks.close()
+        assert [(span.lane, span.begin, span.end) for span in sink.spans] == [
+            ("caches", 2, 5),
+            ("caches", 7, 8),
+            ("blocks", 0, 9),
+        ]
+
+    @given(
+        st.lists(st.tuples(st.booleans(), st.integers(1, 5), st.integers(0, 4)), min_size=1, max_size=25),
+        st.booleans(),
+    )
     @examples(100)
-    def test_times_are_those_of_simpy(self, jobs: list[tuple[bool, int, int]]) -> None:
+    def test_times_are_those_of_simpy(self, jobs: list[tuple[bool, int, int]], in_pieces: bool) -> None:
         """Each is sent, on one lane or the other, and then so much time passes."""
         world = simpy.Environment()
-        wire = simpy.PriorityResource(world)
+        wire, lane = simpy.PriorityResource(world), simpy.Resource(world)
         expected: list[tuple[str, float, float]] = []
 
-        def carry(name: str, nbytes: int) -> Generator[simpy.Event]:
-            with wire.request(priority=-1 if name == "caches" else 0) as turn:
+        def carry_cache(nbytes: int) -> Generator[simpy.Event]:
+            with wire.request(priority=-1) as turn:
                 yield turn
                 begin = world.now
                 yield world.timeout(nbytes)
-                expected.append((name, begin, world.now))
+                expected.append(("caches", begin, world.now))
+
+        def carry_block(nbytes: int) -> Generator[simpy.Event]:
+            begin = inf
+            with lane.request() as first:
+                yield first
+                for piece in [1] * nbytes if in_pieces else [nbytes]:
+                    with wire.request(priority=0) as turn:
+                        yield turn
+                        begin = min(begin, world.now)
+                        yield world.timeout(piece)
+                expected.append(("blocks", begin, world.now))
 
         def host() -> Generator[simpy.Event]:
             for first, nbytes, pause in jobs:
-                world.process(carry("caches" if first else "blocks", nbytes))
+                world.process((carry_cache if first else carry_block)(nbytes))
                 yield world.timeout(pause + ODD)  # so that nothing is sent at the very moment at which something ends
 
         world.process(host())
         world.run()
-        sink, clock, blocks, caches = self.lanes()
+        sink, clock, blocks, caches = self.lanes(1 if in_pieces else inf)
         for first, nbytes, pause in jobs:
             self.send(caches if first else blocks, nbytes)
             clock.advance(clock() + pause + ODD)
