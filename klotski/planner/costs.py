@@ -113,9 +113,14 @@ class Costs:
         return max(1 / rates.link, self._from_disk(using) / rates.disk)
 
     def _from_disk(self, using: Using) -> float:
-        """Of the bytes that come into a GPU, the share that CPU memory has no room for."""
+        """Of the bytes that come into a GPU, the share that CPU memory has no room for.
+
+        If it has not, it gives up room for the window as well. Whole blocks move: one more may be left over.
+        """
         streamed = using(math.inf).nbytes
-        return max(0.0, 1 - self.below / streamed) if streamed else 0.0
+        largest = max(self.facts.largest_expert, self.facts.largest_dense)
+        room = self.below if streamed + largest <= self.below else max(0, self.below - self.window * largest)
+        return max(0.0, 1 - room / streamed) if streamed else 0.0
 
     def arriving(self, nbytes: float, work: Work, using: Using) -> float:
         """Seconds in which so many bytes of blocks arrive, with the keys and values that come the same way."""
@@ -154,10 +159,10 @@ class Costs:
     def pace(self, group: Group, prefill_tokens: int) -> Pace:
         """All requests, in groups as heavy as the heaviest.
 
-        Batches read their prompts one after the other, so many pieces each; then each decodes, beside what
-        others do. A batch may begin when the one before it has read its prompts, and one of the group has
-        ended. The smaller the pieces, the more evenly are the sweeps that read prompts (bound by arithmetic)
-        spread over those that only decode (bound by the disk), and the longer it takes until all batches
+        Batches read their prompts one after the other, so many pieces each, or several at a time; then each
+        decodes, beside what others do. A batch may begin when those before it have read their prompts, and one of
+        the group has ended. The smaller the pieces, the more evenly are the sweeps that read prompts (bound by
+        arithmetic) spread over those that only decode (bound by the disk), and the longer it takes until all batches
         are at work, and until the last has ended.
         """
         facts, demand = self.facts, self.demand
@@ -165,11 +170,14 @@ class Costs:
         batches = -(-len(demand.lengths) // batch_size)
         prompts = group.prompt_tokens / in_group
         spared = facts.spared_flops / max(1, facts.dense_flops + facts.expert_flops)
-        pieces = max(1, math.ceil(prompts / prefill_tokens))
+        pieces = max(1, math.ceil(prompts / batch_size / max(1, prefill_tokens // batch_size)))
+        at_once = max(1, min(in_group, int(prefill_tokens / prompts)))
         life = pieces + group.output_tokens - 1
         waves, last = divmod(batches - 1, in_group)
-        sweeps = waves * max(life, in_group * pieces) + last * pieces + life
-        reading = min(batches * pieces, sweeps)
+        starts = -(-in_group // at_once) * pieces  # sweeps in which a group begins
+        begun = last // at_once * pieces  # before the last batch
+        sweeps = waves * max(life, starts) + begun + life
+        reading = min(waves * starts + begun + pieces, sweeps)
         decoding = len(demand.lengths) * (group.output_tokens - 1) / sweeps  # tokens of a sweep, on average
         prompt = batches * prompts / reading * (1 - spared)
         context = decoding * max(0.0, group.context_tokens / group.sequences - group.output_tokens / 2)
@@ -189,7 +197,8 @@ class Costs:
         use = using(work.tokens)
         attention, cache, head = self.attention(work), self.cache(work), self.head(work)
         experts = self.experts(work.tokens, self.products(work, use, using))
-        arithmetic, arrivals = attention + cache + experts + head, self.arriving(use.nbytes, work, using)
+        looking = self.looking(attention, cache, work)
+        arithmetic, arrivals = looking + experts + head, self.arriving(use.nbytes, work, using)
         if not self.overlaps or expert_slots < BUSY_SLOTS:
             waits = use.nbytes / self.facts.mean_expert
             arrivals, experts = arrivals + waits * self.start, experts + waits * self.rates.wake
@@ -198,7 +207,7 @@ class Costs:
         lost = (self.shared + UNEVEN / (expert_slots - 1)) * min(arrivals, experts)
         if self.wishes.prefetch is Prefetch.sublayer:
             dense = use.dense / max(1.0, use.nbytes) * arrivals
-            total = max(attention + cache, arrivals - dense) + max(experts, dense) + head
+            total = max(looking, arrivals - dense) + max(experts, dense) + head
         else:
             arrival = self.arrival(using)
             ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / arrival
@@ -207,10 +216,19 @@ class Costs:
                 # The disk, which sets the pace, reads on into CPU memory.
                 ahead += self.window * self.facts.mean_expert / self.rates.disk
             layers = self.facts.num_layers
-            layer = (attention + cache) / layers
+            layer = looking / layers
             idle = (layers - 1) * max(0.0, layer - ahead) + max(0.0, layer + head - ahead)
             total = max(arrivals + idle, arithmetic)
         return Seconds(max(total + lost, self.leaving(work)), arrivals, attention, cache, experts, head)
+
+    def looking(self, attention: float, cache: float, work: Work) -> float:
+        """Seconds of all layers' attention: cores that look at keys and values do so while other batches are computed.
+
+        The first batch's turn, or the last one's, is what they wait for, or what waits for them.
+        """
+        if not self.attends_below:
+            return attention + cache
+        return max(attention, cache + attention / max(1.0, work.batches))
 
     def products(self, work: Work, use: Use, using: Using) -> float:
         """Products of experts: one for each that the group uses, or that a batch does."""

@@ -8,6 +8,7 @@ more room, are never slower.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ SIZES = (*range(1, 128), *range(128, 512, 16), 512)  # of a batch, in sequences
 ROUGH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MOST_BATCHES = 16  # the paper's largest group has 15
 PREFILL_TOKENS = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 256, 128, 64)  # of one sweep
+MOST_PROMPTS = 65536  # tokens of prompts in one sweep, of one batch or several
+TOGETHER = (1, 2, 4, 8, MOST_BATCHES)  # batches that read their prompts in one sweep
 SLOT_SHARES = (0, 1, 2, 4, 8, 12, 16, 24)  # of a layer's experts, in 32nds, for the disk to run ahead
 ROUNDING = 1 + 1e-9  # what is equal but for this may come first among equals
 
@@ -162,15 +165,21 @@ def kv_places(terms: Terms) -> list[tuple[int, bool]]:
 def prefills(terms: Terms, n: int, batch_size: int) -> list[int]:
     """Tokens of prompts in one sweep: all of one batch's, pieces of some sizes, or what was wished for.
 
-    A wish may be for several batches' on a GPU, whose memory has no holes.
+    On a GPU, whose memory has no holes, those of several batches as well: each sweep brings all weights, and reads
+    prompts for as long as that takes without costing anything.
     """
-    prompts = terms.demand.group(1, batch_size).prompt_tokens
+    group, on_gpu = partial(terms.demand.group, batch_size=batch_size), terms.rates.link is not None
+    prompts = group(1).prompt_tokens
     least = prompts if terms.facts.reads_whole_prompts else batch_size
+    most = n if on_gpu else 1
     if wish := terms.wishes.prefill_tokens:
-        most = prompts if terms.rates.link is None else terms.demand.group(n, batch_size).prompt_tokens
-        return [max(least, min(wish, most))]
-    largest = [prompts] if prompts <= PREFILL_TOKENS[0] else []
-    return [*largest, *(tokens for tokens in PREFILL_TOKENS if least <= tokens < prompts)] or [least]
+        return [max(least, min(wish, group(most).prompt_tokens))]
+    whole = [group(count).prompt_tokens for count in sorted({min(most, count) for count in TOGETHER})]
+    largest = MOST_PROMPTS if on_gpu else PREFILL_TOKENS[0]
+    return [
+        *(tokens for tokens in whole if tokens <= largest),
+        *(tokens for tokens in PREFILL_TOKENS if least <= tokens < prompts),
+    ] or [least]
 
 
 def slot_counts(terms: Terms) -> list[int]:

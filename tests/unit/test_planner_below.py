@@ -121,3 +121,42 @@ def test_what_other_engines_do_takes_longer() -> None:
 
 def test_keys_and_values_that_move_take_their_time_on_the_way() -> None:
     assert sweep(Wishes(), moves=True) == pytest.approx((3.24e8 + 256 * 80 * FACTS.kv_bytes) / 2e10, rel=0.05)
+
+
+def test_several_batches_read_their_prompts_in_one_sweep() -> None:
+    """Each sweep brings all weights over the link, and prompts are read for as long as that takes without a cost."""
+    few, wishes = Demand([(64, 32)] * 60), Wishes(n_batches=15, batch_size=4)
+    quick = GPU._replace(compute=1e15)
+    found = make_plan(Terms(FACTS, few, Budget(300_000_000, "test", host=10**11), wishes, quick))
+    assert found.prefill_tokens == 60 * 64
+    assert found.forecast.sweeps == 32
+    on_cores = Terms(FACTS, few, Budget(300_000_000, "test"), wishes, quick._replace(link=None, back=None))
+    assert make_plan(on_cores).prefill_tokens == 4 * 64, "the heap of a process has holes"
+
+
+def test_what_has_no_room_below_gives_up_as_much_again_for_what_it_goes_through() -> None:
+    streamed, largest, window = 10**9, FACTS.largest_expert, 16
+    use = Use(0, streamed, 32)
+
+    def share_from_disk(below: int) -> float:
+        costs = Costs(FACTS, MANY, GPU._replace(disk=1.0, link=1e9), below=below, window=window)
+        return 1 / costs.arrival(lambda tokens: use) / 1.0
+
+    assert share_from_disk(streamed + largest) == 1e-9
+    short = streamed - 10 * largest
+    assert share_from_disk(short) == pytest.approx((10 + window) * largest / streamed)
+
+
+def test_cores_look_at_keys_and_values_while_other_batches_are_computed() -> None:
+    work = Work(tokens=64.0, sampled=64.0, batches=8.0, context=1e6)
+    use = Use(0, 0, 32)
+
+    def seconds(below: float) -> tuple[float, float]:
+        costs = Costs(FACTS, MANY, GPU._replace(below=below), kv_moves=True, attends_below=True)
+        found = costs.sweep(work, 8, lambda tokens: use)
+        return found.total, found.arithmetic
+
+    total, arithmetic = seconds(1e13)
+    assert total < arithmetic, "what the cores do is hidden"
+    slow, _ = seconds(1e9)
+    assert slow == pytest.approx(1e6 * FACTS.kv_bytes / 1e9, rel=0.05), "and where it takes longest, all else is"
