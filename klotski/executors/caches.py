@@ -5,10 +5,10 @@ cores: what crosses the link then is a query and its answer.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, cast
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary
 
 import torch
 
@@ -18,12 +18,56 @@ from klotski.lanes import Event, Lane
 from klotski.model import GenerationBatch, MovingLayer
 from klotski.pipeline import Batch
 
-__all__ = ["MovingCaches"]
+__all__ = ["CachePlaces", "MovingCaches", "Place"]
 
 KIND = "kv"  # of operations that move
 LOOK = "attention"  # of those that look at what stays
 
 Pieces = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+class CachePlaces:
+    """CPU memory for all that batches keep, taken once: `count` places of `nbytes`.
+
+    A batch has one from when it first keeps something until it has ended. What it sent back last may still be on its
+    way when another has its place: that other's comes behind it, on the same lane.
+    """
+
+    def __init__(self, count: int, nbytes: int, allocate: Callable[[int], torch.Tensor]) -> None:
+        self.nbytes = count * nbytes
+        self._free = deque(torch.unbind(allocate(self.nbytes).view(count, nbytes)))
+        self._taken: list[tuple[ReferenceType[Batch], torch.Tensor]] = []
+
+    def take(self, owner: "ReferenceType[Batch]") -> torch.Tensor:
+        """A place (uint8) for a batch that has none."""
+        going = [(other, place) for other, place in self._taken if is_going(other())]
+        self._free.extend(place for other, place in self._taken if not is_going(other()))
+        assert self._free, "more batches are under way than were planned"
+        self._taken = [*going, (owner, self._free[0])]
+        return self._free.popleft()
+
+
+def is_going(batch: Batch | None) -> bool:
+    """Whether a batch is there and has not ended."""
+    return batch is not None and not batch.is_finished
+
+
+class Place:
+    """What a batch keeps its keys and values in, layer after layer. `owner`: that batch, once it is there."""
+
+    owner: "ReferenceType[Batch]"
+
+    def __init__(self, places: CachePlaces) -> None:
+        self._places = places
+        self._rest: torch.Tensor | None = None
+
+    def allocate(self, nbytes: int) -> torch.Tensor:
+        """So many bytes of it (uint8)."""
+        if self._rest is None:
+            self._rest = self._places.take(self.owner)
+        assert nbytes <= len(self._rest), "a batch keeps more than was planned"
+        piece, self._rest = torch.split(self._rest, [nbytes, len(self._rest) - nbytes])
+        return piece
 
 
 class Brought(NamedTuple):

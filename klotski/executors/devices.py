@@ -109,6 +109,7 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         self.place = torch.device("cuda", index)
         self._pinning = True
+        self._pinned: dict[int, Callable[[], object]] = {}  # by its address, what unpins memory
 
     def memory(self) -> tuple[int, str] | None:
         """What is free now."""
@@ -141,8 +142,12 @@ class CudaDevice:
 
     def allocate_host(self, nbytes: int) -> torch.Tensor:
         """Pinned memory; where the driver refuses to pin it, plain memory, after one warning."""
-        memory = allocate(nbytes)
-        if self._pinning and not pin(memory):
+        if not self._pinning or not nbytes:
+            return allocate(nbytes)
+        memory = allocate(nbytes, before_return=self._unpin)
+        if (unpin := pin(memory)) is not None:
+            self._pinned[memory.data_ptr()] = unpin
+        else:
             self._pinning = False
             logger.warning("CPU memory could not be pinned, so that copies to the GPU are slower: see `ulimit -l`")
         return memory
@@ -159,6 +164,10 @@ class CudaDevice:
     def wait(self) -> None:
         """Wait for all streams."""
         torch.cuda.synchronize(self.place)
+
+    def _unpin(self, address: int) -> None:
+        if (unpin := self._pinned.pop(address, None)) is not None:
+            unpin()
 
 
 def find_device(gpu: str) -> Device:

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from weakref import ref
 
 import torch
 from rich.console import Console
 
 from klotski.core import Block, LaneName, Misses, Residents, SweepReport
 from klotski.executors.account import Account
-from klotski.executors.caches import MovingCaches
+from klotski.executors.caches import CachePlaces, MovingCaches, Place
 from klotski.executors.devices import Device, find_device, name_of
 from klotski.executors.facts import outline_of, workspace_shape
 from klotski.executors.garbage import collect_earlier_runs
@@ -151,7 +152,8 @@ def carry_out(
             cores = ThreadLane(LaneName.CORES, recorder, log.clock)
             stack.callback(cores.close)
             lanes.append(cores)
-        caches = make_caches(plan, device, lane, cores)
+        caches, places = make_caches(plan, device, lane, cores)
+        host += places.nbytes
         store = load_weights(model, plan, source, carrier, device, workspace, config.placement.residents)
         table = RoutingTable(model.shell.expert_counts)
         task.history.recall(table)
@@ -170,10 +172,12 @@ def carry_out(
         account.sweeping(sweeper.prefetch)
         stack.enter_context(recorder.telling(lambda: account.look(log.clock(), lanes, sweeper.waiting)))
         foresight = keep_routers(model.shell, lambda layer: store.glance(Block(layer))) if foresees(config) else None
-        batches = make_batches(config, model, task, device, account, foresight)
+        batches = make_batches(config, model, task, device, account, foresight, places)
 
         def swept(report: SweepReport) -> None:
             account.sweep(report)
+            if device.has_host_tier:
+                return
             if report.prefill_tokens or process_memory() > NEARLY_ALL * plan.budget:
                 return_free_memory()
 
@@ -208,13 +212,16 @@ def make_carrier(
     return carrier, carrier.nbytes, carrier.window if plan.window_places else NothingAhead()
 
 
-def make_caches(plan: Plan, device: Device, lane: Callable[[LaneName], Lane], cores: Lane | None) -> Caches:
-    """Where keys and values are, and where attention looks at them, as planned."""
+def make_caches(
+    plan: Plan, device: Device, lane: Callable[[LaneName], Lane], cores: Lane | None
+) -> tuple[Caches, CachePlaces]:
+    """Where keys and values are, and where attention looks at them, as planned; the places for those in CPU memory."""
     if not plan.kv_slots:
-        return CachesAtHand()
+        return CachesAtHand(), CachePlaces(0, 0, device.allocate_host)
     with torch.inference_mode(mode=False):
         nbytes = plan.memory["kv_cache"] // plan.kv_slots
-        return MovingCaches(plan.kv_slots, nbytes, device, lane(LaneName.KV_IN), lane(LaneName.KV_OUT), cores)
+        caches = MovingCaches(plan.kv_slots, nbytes, device, lane(LaneName.KV_IN), lane(LaneName.KV_OUT), cores)
+        return caches, CachePlaces(plan.kv_places, plan.host_memory["kv_cache"] // plan.kv_places, device.allocate_host)
 
 
 def load_weights(
@@ -258,7 +265,13 @@ def make_workspace(model: OpenModel, plan: Plan, device: Device) -> Workspace:
 
 
 def make_batches(
-    config: RunConfig, model: OpenModel, task: Task, device: Device, account: Account, foresight: Foresight | None
+    config: RunConfig,
+    model: OpenModel,
+    task: Task,
+    device: Device,
+    account: Account,
+    foresight: Foresight | None,
+    places: CachePlaces,
 ) -> Iterator[GenerationBatch]:
     """The coroutines, each made when its turn comes."""
     plan = task.plan
@@ -266,10 +279,10 @@ def make_batches(
     decoding = Decoding(
         model.stop_ids if ends_early else (), model.pad_id, config.workload.temperature, config.workload.seed
     )
-    reserved = partial(MovingLayer, allocate=device.allocate_host) if plan.kv_slots else None
-    new_cache = partial(make_cache, model.config, reserved=reserved)
     for index, requests in enumerate(cut_batches(task.requests, plan.batch_size)):
-        yield GenerationBatch(
+        place = Place(places)
+        reserved = partial(MovingLayer, allocate=place.allocate) if plan.kv_slots else None
+        batch = GenerationBatch(
             index,
             requests,
             model.shell.model,
@@ -278,8 +291,10 @@ def make_batches(
             plan.prefill_tokens,
             foresight,
             device.place,
-            new_cache,
+            partial(make_cache, model.config, reserved=reserved),
         )
+        place.owner = ref(batch)
+        yield batch
 
 
 def keep_what_was_learned(

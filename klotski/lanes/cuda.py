@@ -14,6 +14,8 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -266,12 +268,15 @@ def is_ready(event: Event) -> bool:
     return event.is_queued if isinstance(event, _Queued) else event.is_done()
 
 
-def pin(memory: torch.Tensor) -> bool:
+def pin(memory: torch.Tensor) -> Callable[[], object] | None:
     """Register CPU memory with the driver, so that copies from it are asynchronous and at the link's speed.
 
-    Returns False where the driver refuses: copies then go through the driver's own buffer, at half the speed.
+    Returns what unregisters it, which has to be called before the memory is given back: until then the system does not
+    get it. None where the driver refuses: copies then go through the driver's own buffer, at half the speed.
     """
-    if not len(memory):
-        return True
-    code = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
-    return int(code) == 0
+    driver, address = torch.cuda.cudart(), memory.data_ptr()
+    if int(driver.cudaHostRegister(address, memory.nbytes, 0)) == 0:
+        return partial(driver.cudaHostUnregister, address)
+    with suppress(RuntimeError):  # the driver tells of its refusal whoever launches the next kernel
+        torch.ones(1, device="cuda")
+    return None

@@ -139,8 +139,10 @@ class GenerationBatch(greenlet, Handover):
     def cache_bytes(self) -> int:
         """Bytes of its KV cache, or of whatever state its layers keep."""
         layers = () if self.is_finished else self.cache.layers
-        storages = (each.untyped_storage() for layer in layers for each in tensors(list(vars(layer).values())))
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        moving = [layer for layer in layers if isinstance(layer, MovingLayer)]  # whose memory is a part of a larger one
+        others = (each for layer in layers if layer not in moving for each in tensors(list(vars(layer).values())))
+        storages = {storage.data_ptr(): storage.nbytes() for storage in (each.untyped_storage() for each in others)}
+        return sum(storages.values()) + sum(layer.nbytes for layer in moving)
 
     def resume(self) -> None:
         """Go on to the next stop, or to the end."""

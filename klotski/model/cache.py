@@ -123,6 +123,11 @@ class MovingLayer(ReservedLayer):
         return not self.stays
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of CPU memory that it has."""
+        return sum(memory.nbytes for memory in self._host)
+
+    @property
     def ahead(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Pieces of the slot, and what belongs there."""
         return [(there[: self._home], here[: self._home]) for there, here in zip(self._lent(), self._host, strict=True)]

@@ -156,7 +156,7 @@ class ExpertPhase:
 
     def outputs(self) -> tuple[torch.Tensor, ...]:
         """The combined output [T, H] of each call, in order; good until the next phase begins."""
-        outputs = self._space.outputs
+        outputs = self._space.outputs[: sum(self._rows)]  # what lies behind may be lent to blocks
         for begin, end in pieces(0, len(self._hidden), SUMMED):
             weights = self._weights[begin:end].to(outputs.dtype)
             places = self._places[begin:end]

@@ -17,6 +17,7 @@ __all__ = [
     "fits_below",
     "host_cache",
     "in_flight",
+    "kv_places",
     "lent_slots",
     "needed",
     "scored_batches",
@@ -75,11 +76,18 @@ def kv_cache(terms: Terms, choice: Candidate) -> int:
     return choice.kv_slots * -(-heaviest * terms.facts.kv_bytes // terms.facts.num_layers)
 
 
-def host_cache(terms: Terms, choice: Candidate) -> int:
-    """Bytes of keys and values in CPU memory below a GPU."""
+def kv_places(terms: Terms, choice: Candidate) -> int:
+    """Places in CPU memory below a GPU, in each of which keys and values of one batch are; 0: none are there."""
     if not choice.kv_slots:
         return 0
-    return terms.demand.group(choice.n_batches, choice.batch_size).context_tokens * terms.facts.kv_bytes
+    group = terms.demand.group(choice.n_batches, choice.batch_size)
+    return -(-group.sequences // group.batch_size)
+
+
+def host_cache(terms: Terms, choice: Candidate) -> int:
+    """Bytes of keys and values in CPU memory below a GPU: places that those of the heaviest batch fit in."""
+    heaviest = terms.demand.group(1, choice.batch_size).context_tokens
+    return kv_places(terms, choice) * heaviest * terms.facts.kv_bytes
 
 
 def window_places(facts: ModelFacts, host: int) -> int:

@@ -16,6 +16,7 @@ from klotski.planner.memory import (
     Candidate,
     host_cache,
     in_flight,
+    kv_places,
     lent_slots,
     needed,
     scored_batches,
@@ -52,6 +53,7 @@ class Plan:
     lent_slots: int  # for experts as well, in the workspace, while no prompts are read
     window_places: int  # for blocks that go through CPU memory from disk to a GPU; 0: none do
     kv_slots: int  # for what a batch keeps of one layer; 0: all keys and values are on the device
+    kv_places: int  # in CPU memory, for all that a batch keeps
     attends_below: bool  # those in CPU memory stay there once prompts have been read, and the cores look at them
     hot_experts: int
     scored_batches: int  # whose next tokens are scored at once
@@ -135,6 +137,7 @@ def make_plan(terms: Terms) -> Plan:
         lent_slots=lent_slots(facts, best.prefill_tokens),
         window_places=window_places(facts, terms.budget.host) if below.get("window") else 0,
         kv_slots=best.kv_slots,
+        kv_places=kv_places(terms, best),
         attends_below=best.attends_below,
         hot_experts=min(wishes.hot_experts or max(facts.top_k, ahead), max(facts.expert_counts)),
         scored_batches=scored_batches(best.batch_size),

@@ -144,11 +144,11 @@ def candidates(terms: Terms, slots: Sequence[int], sizes: Sequence[int] = SIZES)
     for size, n in product(sizes, counts):
         if not wishes.n_batches and n > 1 and (n - 1) * size >= requests:
             continue  # the last batch would be empty
-        for tokens, count, places in product(prefills(terms, n, size), slots, kv_places(terms)):
+        for tokens, count, places in product(prefills(terms, n, size), slots, ways_of_caches(terms)):
             yield Candidate(n, size, tokens, count, *places)
 
 
-def kv_places(terms: Terms) -> list[tuple[int, bool]]:
+def ways_of_caches(terms: Terms) -> list[tuple[int, bool]]:
     """Slots for keys and values that move (0: they are on the device), and whether attention goes to them instead.
 
     What was wished for, if there is a choice.

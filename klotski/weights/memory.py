@@ -7,6 +7,8 @@ takes longer than reading it from disk; and the kernel pins the target of each r
 
 import ctypes
 import mmap
+import weakref
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -19,14 +21,20 @@ LARGEST_KEPT = 32 << 20  # bytes; more than any result of a batch's turn, and th
 MOST_KEPT = 64 << 20  # bytes at the end of the heap
 
 
-def allocate(nbytes: int) -> torch.Tensor:
-    """Fresh memory [nbytes] of uint8 that begins on a page; given back when the tensor is gone."""
+def allocate(nbytes: int, before_return: Callable[[int], object] | None = None) -> torch.Tensor:
+    """Fresh memory [nbytes] of uint8 that begins on a page; given back when the tensor is gone.
+
+    `before_return` is called with its address then, unless the process ends first.
+    """
     if not nbytes:
         return torch.empty(0, dtype=torch.uint8)
     memory = mmap.mmap(-1, whole_pages(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.from_numpy(np.frombuffer(memory, dtype=np.uint8))[:nbytes]
+    numbers = np.frombuffer(memory, dtype=np.uint8)
+    if before_return is not None:
+        weakref.finalize(numbers, before_return, numbers.ctypes.data).atexit = False
+    return torch.from_numpy(numbers)[:nbytes]
 
 
 def keep_small_memory() -> None:

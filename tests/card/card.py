@@ -28,6 +28,7 @@ ASKS = {  # operations whose results' sizes are the numbers of what they are giv
     "aten::bincount",
 }
 WHOLE = {"aten::scaled_dot_product_attention", "aten::repeat_interleave"}  # not taken apart
+ALREADY_REGISTERED = 712  # the driver's word for it
 FRESH = ("aten::empty", "aten::new_empty")  # what is in the memory already
 
 
@@ -52,6 +53,7 @@ class Card:
         self.is_open = False
         self._can_pin = can_pin
         self._tells = False
+        self.registered: dict[int, int] = {}  # by address, bytes of CPU memory that the driver was told of
         self._pinned: list[tuple[int, int, object]] = []
         self._shapes: dict[object, Any] = {}
         self._made: Any = WeakTensorKeyDictionary()
@@ -254,12 +256,21 @@ class Card:
 
     def _is_pinned(self, memory: torch.Tensor) -> bool:
         begin, end = memory.data_ptr(), memory.data_ptr() + memory.nbytes
-        return any(first <= begin and end <= first + nbytes for first, nbytes, _ in self._pinned)
+        pinned = [*self.registered.items(), *((first, nbytes) for first, nbytes, _ in self._pinned)]
+        return any(first <= begin and end <= first + nbytes for first, nbytes in pinned)
 
     def _register(self, address: int, nbytes: int, flags: int) -> int:
+        if any(first < address + nbytes and address < first + size for first, size in self.registered.items()):
+            return ALREADY_REGISTERED
         if self._can_pin:
-            self._pinned.append((address, nbytes, None))
+            self.registered[address] = nbytes
         return 0 if self._can_pin else 1
+
+    def _unregister(self, address: int) -> int:
+        if self.is_open:
+            self.timeline.synchronize()
+        del self.registered[address]
+        return 0
 
     def _driver(self) -> dict[str, Callable[..., Any]]:
         """What is asked of `torch.cuda`."""
@@ -282,7 +293,9 @@ class Card:
             "reset_peak_memory_stats": lambda device=None: setattr(self, "peak", self.used),
             "set_sync_debug_mode": tell,
             "synchronize": lambda device=None: self.timeline.synchronize(),
-            "cudart": lambda: SimpleNamespace(cudaHostRegister=self._register),
+            "cudart": lambda: SimpleNamespace(
+                cudaHostRegister=lambda *memory: self._register(*memory), cudaHostUnregister=self._unregister
+            ),
             "_lazy_init": lambda: None,
         }
 

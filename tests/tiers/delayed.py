@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from klotski.core import Block, LaneName, Operation
+from klotski.executors.caches import CachePlaces
 from klotski.lanes import Clock, Event, InlineLane, Lane, SpanSink, ThreadLane
 from klotski.weights import Residency, SlotKind
 from klotski.weights.memory import allocate
 from klotski.weights.store import BlockStore
 
-__all__ = ["DelayedDevice", "PoisonedStore"]
+__all__ = ["DelayedDevice", "PoisonedPlaces", "PoisonedStore"]
 
 NOT_A_NUMBER = 0xFF
 
@@ -127,6 +128,15 @@ class _PoisonedResidency(Residency):
         if self.arrival(block)[0].is_done():  # what is still coming poisons the slot itself
             self.poison(block, self.slot(block))
         super()._free_slot(block)
+
+
+class PoisonedPlaces(CachePlaces):
+    """Overwrites what the batch before it has left to another one."""
+
+    def take(self, owner: Any) -> torch.Tensor:
+        place = super().take(owner)
+        poison(place)
+        return place
 
 
 def poison(memory: torch.Tensor) -> None:

@@ -1,5 +1,7 @@
 """The code of a GPU, streams and events and all, on a card of threads: no schedule loses a race on it."""
 
+import gc
+import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -83,6 +85,29 @@ def test_a_run_has_the_memory_that_the_one_before_it_had(model: Path, tmp_path: 
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
             run_on(card, tmp_path / name, model, *BUDGET)
+
+
+def test_memory_is_pinned_before_the_first_sweep_and_given_back_after_the_last(model: Path, tmp_path: Path) -> None:
+    """The driver is slow at it, and keeps what it has pinned from the system."""
+    pinned: list[int] = []
+    with Card() as card, pytest.MonkeyPatch.context() as patch:
+        register = card._register
+
+        def count(address: int, nbytes: int, flags: int) -> int:
+            assert threading.current_thread() is threading.main_thread()
+            assert not (tmp_path / "results.jsonl").read_text(), "before any result"
+            pinned.append(nbytes)
+            return register(address, nbytes, flags)
+
+        patch.setattr(card, "_register", count)
+        metrics = run_on(card, tmp_path, model, *BUDGET, "placement.kv_cache=host")
+        gc.collect()
+        assert not card.registered
+    plan = metrics["plan"]
+    assert plan["kv_places"] == plan["n_batches"] < len(REQUESTS) / plan["batch_size"], "places are used again"
+    assert plan["host_memory"]["kv_cache"] in pinned
+    assert len(pinned) == 3, "of blocks, of the window, of keys and values"
+    assert sum(pinned) == metrics["peak_memory"]["host"]
 
 
 def test_where_memory_cannot_be_pinned_copies_wait_and_tokens_are_the_same(

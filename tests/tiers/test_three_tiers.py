@@ -11,7 +11,7 @@ from klotski.executors.torch import TorchExecutor
 from tests.architectures import save_checkpoint
 from tests.engine import read_lines, read_results, run_requests
 from tests.reference import plain_generate
-from tests.tiers.delayed import DelayedDevice, PoisonedStore
+from tests.tiers.delayed import DelayedDevice, PoisonedPlaces, PoisonedStore
 from tests.tiers.schedules import GPU, PHASES, REQUESTS, SCHEDULES, Schedule
 
 
@@ -20,6 +20,7 @@ def run_on(device: DelayedDevice, folder: Path, model: Path, *overrides: str) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("klotski.executors.create", lambda config: TorchExecutor(device))
         patch.setattr("klotski.executors.torch.BlockStore", PoisonedStore)
+        patch.setattr("klotski.executors.torch.CachePlaces", PoisonedPlaces)
         return run_requests(folder, model, REQUESTS, *GPU, *overrides)
 
 

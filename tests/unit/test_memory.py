@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from klotski.weights.memory import keep_small_memory, return_free_memory
+from klotski.weights.memory import allocate, keep_small_memory, return_free_memory
 
 MB = 1_000_000
 
@@ -21,3 +21,14 @@ def test_holes_between_pieces_in_use_are_given_back() -> None:
     return_free_memory()
     assert psutil.Process().memory_info().rss < full - 200 * MB
     assert all(bool((piece == 1).all()) for piece in kept)
+
+
+def test_somebody_hears_of_memory_before_it_is_given_back() -> None:
+    heard: list[int] = []
+    memory = allocate(10, before_return=heard.append)
+    address, part = memory.data_ptr(), memory[2:4]
+    del memory
+    assert not heard, "a part of it is in use"
+    part.fill_(1)
+    del part
+    assert heard == [address]

@@ -126,7 +126,7 @@ def test_keys_and_values_that_move_take_their_time_on_the_way() -> None:
 def test_several_batches_read_their_prompts_in_one_sweep() -> None:
     """Each sweep brings all weights over the link, and prompts are read for as long as that takes without a cost."""
     few, wishes = Demand([(64, 32)] * 60), Wishes(n_batches=15, batch_size=4)
-    quick = GPU._replace(compute=1e15)
+    quick = GPU._replace(compute=1e15, turn=1e-6)
     found = make_plan(Terms(FACTS, few, Budget(300_000_000, "test", host=10**11), wishes, quick))
     assert found.prefill_tokens == 60 * 64
     assert found.forecast.sweeps == 32
