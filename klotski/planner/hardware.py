@@ -18,9 +18,48 @@ GROWTH = 128 << 20  # bytes that torch's libraries take for themselves once they
 
 def free_memory() -> tuple[int, str]:
     """Bytes of CPU memory that this process may take in all, and why so many."""
-    available = psutil.virtual_memory().available
-    own = process_memory()
-    return int(available * SHARE) + own, f"{SHARE:.0%} of the {available / 1e9:.1f}GB that are free"
+    available, grants = available_memory()
+    return int(available * SHARE) + process_memory(), f"{SHARE:.0%} of the {available / 1e9:.1f}GB {grants}"
+
+
+def available_memory() -> tuple[int, str]:
+    """Bytes of CPU memory that nobody uses, and who says so."""
+    available, granted = psutil.virtual_memory().available, group_memory()
+    if granted is not None and granted < available:
+        return granted, "that are free of what its control group may take"
+    return available, "that are free"
+
+
+def group_memory(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
+    """Bytes that the control groups of this process leave it, page cache aside; None: they set no limit.
+
+    A container's memory is such a group's: what the machine has beside it is not its own.
+    """
+    if not membership.exists():
+        return None
+    left = []
+    for line in membership.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        root, limit, usage = (groups, "memory.max", "memory.current")
+        if "memory" in controllers.split(","):
+            root, limit, usage = groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        elif controllers:
+            continue
+        inner = root / path.lstrip("/")
+        for group in (inner, *inner.parents):  # each has its own limit; inside of a container some cannot be seen
+            if group.is_relative_to(root) and (group / limit).exists() and (group / usage).exists():
+                granted, taken = ((group / name).read_text().strip() for name in (limit, usage))
+                if granted != "max":
+                    left.append(int(granted) - int(taken) + page_cache(group / "memory.stat"))
+    return max(0, min(left)) if left else None
+
+
+def page_cache(stat: Path) -> int:
+    """Bytes of a control group that it would give back."""
+    if not stat.exists():
+        return 0
+    counts = dict(line.split(" ", 1) for line in stat.read_text().splitlines())
+    return sum(int(counts.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 
 def find_gpus() -> list[tuple[str, int]]:
