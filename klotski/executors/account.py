@@ -75,7 +75,7 @@ class Account:
         sweeps = self._totals.sweeps
         for lane, rate in samples.items():
             reached = ratio(
-                sum(sweep.work.get(lane, 0) for sweep in sweeps), sum(sweep.busy.get(lane, 0.0) for sweep in sweeps)
+                sum(sweep.work.get(lane, 0) for sweep in sweeps), sum(sweep.worked(lane) for sweep in sweeps)
             )
             self._totals.rates[lane] = max(rate, reached)
 

@@ -1,23 +1,26 @@
 """`metrics.json`: what the run did, in seconds, bytes and fractions of one.
 
 `bound` is the time that the run could not have beaten on this machine: sweep by sweep, what the
-busier of two resources needed, summed.
+busiest of these resources needed, summed.
 
 - The disk: the bytes that the sweep read, at the rate that the run's own reader reaches with nothing
   else going on (`rates.disk`, bytes a second).
-- The cores: the multiplications and additions of the sweep's tokens with the weights that they
+- The way into a GPU, where there is one: blocks, and the keys and values that come by it, at the rate of its copies
+  (`rates.link`).
+- The cores, or the GPU: the multiplications and additions of the sweep's tokens with the weights that they
   meet (attention's projections, router, shared experts, K experts a token, and the head for each
   token that was sampled; padding counts, it is computed), and of attention's scores, for each pair
   that a causal mask leaves, where all layers keep all tokens; at the rate of one large matrix product
   of the experts' own shape (`rates.compute`, operations a second).
 
-Both rates are measured before the first sweep and after the last, and the median is taken; where
+These rates are measured before the first sweep and after the last, and the median is taken; where
 the lane itself reached more while it was busy, that counts. Not counted, so that a run has to pay
 for it out of its efficiency: softmax, norms, activations, routing, gathering, sampling, the
 interpreter, products of few rows, which are slower, and every wait. What was not computed does not
 count either: of a prompt's tokens but the last, the last layer only keeps keys and values.
 
-`efficiency` is the bound divided by the elapsed time. A run has phases, which one share over all of it
+`efficiency` is the bound divided by the elapsed time, and `decode_efficiency` the same of the sweeps that read no
+prompts. A run has phases, which one share over all of it
 would hide: prompts are read at the speed of the cores, tokens decoded at that of the disk. `sweeps` therefore
 says, of the sweeps that each resource bound: how many, how long they took, the share of that time in which
 its own lane was `busy` (a resource that binds should never idle) and in which the compute lane waited
@@ -51,8 +54,14 @@ class SweepUse:
 
     @property
     def work(self) -> dict[str, int]:
-        """What each resource had to do: bytes, operations."""
-        return {LaneName.DISK: 0} | self.nbytes | {LaneName.COMPUTE: self.flops}
+        """What each resource had to do: bytes, operations. Keys and values go the way of blocks."""
+        inward = {LaneName.LINK: self.nbytes.get(LaneName.LINK, 0) + self.nbytes.get(LaneName.KV_IN, 0)}
+        return {LaneName.DISK: 0} | self.nbytes | inward | {LaneName.COMPUTE: self.flops}
+
+    def worked(self, lane: str) -> float:
+        """Seconds in which a resource did so."""
+        also = self.busy.get(LaneName.KV_IN, 0.0) if lane == LaneName.LINK else 0.0
+        return self.busy.get(lane, 0.0) + also
 
 
 @dataclass
@@ -149,17 +158,20 @@ def bound_of(sweeps: Sequence[SweepUse], rates: Mapping[str, float], elapsed: fl
     """The resource that bound most of the run, the seconds of the bound, and how its sweeps fared; see the module."""
     bound_by: dict[str, list[SweepUse]] = defaultdict(list)
     seconds: dict[str, float] = defaultdict(float)
+    decoding = 0.0
     for sweep in sweeps:
         needs = {lane: ratio(amount, rates.get(lane, 0.0)) for lane, amount in sweep.work.items()}
         busiest = max(needs, key=lambda lane: needs[lane])
         if needs[busiest]:
             seconds[busiest] += needs[busiest]
             bound_by[busiest].append(sweep)
+            decoding += needs[busiest] * (not sweep.is_prefill)
     total = sum(seconds.values())
     return {
         "resource": max(seconds, key=lambda lane: seconds[lane], default=None),
         "seconds": total,
         "efficiency": ratio(total, elapsed),
+        "decode_efficiency": ratio(decoding, sum(sweep.seconds for sweep in sweeps if not sweep.is_prefill)),
         "sweeps": {lane: summarize_sweeps(lane, bound) for lane, bound in bound_by.items()},
     }
 

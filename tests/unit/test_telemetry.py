@@ -417,7 +417,7 @@ def use(seconds: float, nbytes: int, flops: int, tokens: int = 1, prefill: bool 
 def test_metrics_have_every_key_that_others_rely_on_even_of_a_run_that_never_began() -> None:
     metrics = summarize("failed", "measured", Totals(), Recorder(lambda lines: None), "no such model")
     assert set(METRICS) <= set(metrics)
-    assert set(metrics["bound"]) == {"resource", "seconds", "efficiency", "sweeps"}
+    assert set(metrics["bound"]) == {"resource", "seconds", "efficiency", "decode_efficiency", "sweeps"}
     assert set(metrics["prefetch"]) == {
         *("requested", "used", "hit_rate", "named", "among_hottest", "first_sweep", "layers"),
     }
@@ -466,11 +466,21 @@ def test_metrics_add_up() -> None:
     # At 100 bytes and 1000 operations a second the first sweep is bound by compute (3 s), the others by
     # the disk (1.9 and 2 s).
     sweeps = metrics["bound"].pop("sweeps")
-    assert metrics["bound"] == pytest.approx({"resource": "disk", "seconds": 6.9, "efficiency": 0.8625})
+    shares = {"efficiency": 0.8625, "decode_efficiency": 0.975}
+    assert metrics["bound"] == pytest.approx({"resource": "disk", "seconds": 6.9, **shares})
     assert sweeps == {
         "compute": {"count": 1, "elapsed_time": 4.0, "busy": 0.75, "bubble": 0.25},
         "disk": {"count": 2, "elapsed_time": 4.0, "busy": 0.875, "bubble": 0.125},
     }
+
+
+def test_keys_and_values_take_the_way_of_blocks() -> None:
+    nbytes: dict[str, int] = {LaneName.LINK: 80, LaneName.KV_IN: 20, LaneName.KV_OUT: 500}
+    sweep = SweepUse(2.0, {LaneName.LINK: 1.5, LaneName.KV_IN: 0.25}, 0.0, nbytes, 1, False, 1)
+    rates: dict[str, float] = {LaneName.LINK: 100.0}
+    metrics = summarize("ok", "measured", Totals(sweeps=[sweep], rates=rates), Recorder(lambda lines: None), None)
+    assert (metrics["bound"]["resource"], metrics["bound"]["seconds"]) == ("link", 1.0)
+    assert sweep.worked(LaneName.LINK) == 1.75
 
 
 AMOUNTS = st.integers(0, 10**15)
