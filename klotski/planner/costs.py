@@ -22,6 +22,7 @@ __all__ = ["BUSY_SLOTS", "CROWDED", "SHARED", "Costs", "Forecast", "Pace", "Seco
 BUSY_SLOTS = 2  # for experts
 TURN_OPERATIONS = 2  # of a batch in a layer: up to its experts, and behind them
 SHARED = 0.15  # of the time in which both go on, lost to each other: memory's bandwidth, and the cores themselves
+BEGUN = 0.02  # of arithmetic on a GPU that transfers hide, lost all the same: one thread begins both; assumed
 CROWDED = 0.15  # of a read's time at the sampled rate, that it takes longer while arithmetic goes on
 UNEVEN = 0.25  # of the same, waited for with a single slot to spare
 
@@ -205,6 +206,8 @@ class Costs:
             arithmetic += waits * self.rates.wake
             return Seconds(arrivals + arithmetic, arrivals, attention, cache, experts, head)
         lost = (self.shared + UNEVEN / (expert_slots - 1)) * min(arrivals, experts)
+        if self.rates.link is not None:
+            lost += BEGUN * min(arrivals, arithmetic)
         if self.wishes.prefetch is Prefetch.sublayer:
             dense = use.dense / max(1.0, use.nbytes) * arrivals
             total = max(looking, arrivals - dense) + max(experts, dense) + head
