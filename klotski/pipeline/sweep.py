@@ -69,6 +69,7 @@ class Sweeper:
         self._caches_sent_for = 0  # in the order in which batches go through the layers of a sweep
         # Blocks that wait for a slot, in order; dicts, because each is looked up by many.
         self._demanded: dict[Block, None] = {}
+        self._asked: set[int] = set()  # experts of the layer that some batch's router has asked for
         self._dense: dict[Block, None] = {}
         self._guesses: dict[Block, None] = {}
         self._guessed: set[Block] = set()  # sent for as guesses; whether they are of use is not known yet
@@ -128,6 +129,7 @@ class Sweeper:
     def _attention(self, layer: int, group: Sequence[Batch]) -> tuple[list[Event], list[int] | None]:
         """The batches' passes, and the tokens of each expert over all of them (None: no experts)."""
         after = self._residency.arrival(Block(layer))
+        self._asked.clear()
         uses: list[Event] = []
         routings: dict[int, Routing] = {}
         silent: deque[Batch] = deque()  # whose routers have not been heard yet
@@ -183,15 +185,20 @@ class Sweeper:
         """Send for the experts that a batch has just asked for, unless they wait for their turn."""
         if self._policy.on_demand is OnDemand.lazy:
             return
-        residency, blocks = self._residency, self._blocks[layer]
+        residency, blocks, asked = self._residency, self._blocks[layer], self._asked
+        missing = []
         for expert in self._policy.demand(routing.counts):
+            if expert in asked:
+                continue
+            asked.add(expert)
             block = blocks[expert]
             if residency.is_known(block):
                 residency.claim(block)
             elif block not in self._demanded:
+                missing.append(block)
                 self._demanded[block] = None
                 self._guesses.pop(block, None)
-        self._ahead.expect(self._demanded, is_urgent=True)
+        self._ahead.expect(missing, is_urgent=True)
         self._pump()
 
     def _settle_guesses(self, layer: int, counts: Sequence[int]) -> None:
