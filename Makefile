@@ -23,7 +23,7 @@ monitor: setup ## watch the newest run, or ARGS=RUN
 	@$(BIN)/klotski-monitor $(ARGS)
 
 test: lint ## everything that has to hold
-	$(BIN)/pytest -n 2 --dist loadscope
+	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: setup ## random schedules over three tiers, a thousand and a hundred, and the paper's tables predicted; an hour
 	$(BIN)/pytest -m slow

@@ -35,10 +35,12 @@ class Bound(NamedTuple):
 
 
 def find_bound(state: State, rates: Mapping[str, float]) -> Bound | None:
-    """Sweep by sweep what the busier resource needs at its rate, as `metrics.json` has it; None: it is not known."""
+    """Sweep by sweep what the busiest resource needs at its rate, as `metrics.json` has it; None: it is not known."""
     needs: dict[str, float] = defaultdict(float)
     for work in state.works:
-        each = {name: amount / rates[name] for name, amount in work.amounts.items() if rates.get(name, 0.0) > 0}
+        inward = work.amounts.get("link", 0.0) + work.amounts.get("kv_in", 0.0)  # the same way
+        amounts = {**work.amounts, "link": inward}
+        each = {name: amount / rates[name] for name, amount in amounts.items() if rates.get(name, 0.0) > 0}
         busiest = max(each, key=each.__getitem__, default="")
         if busiest and each[busiest]:
             needs[busiest] += each[busiest]

@@ -8,7 +8,7 @@ from rich.console import Console
 from klotski.core import PrefetchCount, Request, Result, SweepReport
 from klotski.lanes import Lane
 from klotski.planner import ModelFacts, peak_memory, process_memory
-from klotski.telemetry import Progress, Recorder, RunLog, StateEvent, SweepUse, Totals, ratio
+from klotski.telemetry import Done, Progress, Recorder, RunLog, StateEvent, SweepUse, Totals, ratio
 from klotski.workload import Encoder, result_line
 
 __all__ = ["Account"]
@@ -41,9 +41,7 @@ class Account:
         self._lasting = 0
         self._with_caches = True
         self._taken: Callable[[], int | None] = lambda: None
-        self._busy: dict[str, float] = {}
-        self._bytes: dict[str, int] = {}
-        self._bubbles = 0.0
+        self._done = Done({}, {}, 0.0)
 
     def __enter__(self) -> "Account":
         self._progress.__enter__()
@@ -113,27 +111,26 @@ class Account:
         """A sweep has ended."""
         if not self._totals.sweeps:
             self._totals.first_prefetch = PrefetchCount.total(self._totals.prefetch)
-        busy, nbytes = dict(self._recorder.busy_seconds), dict(self._recorder.bytes_moved)
-        bubbles = self._recorder.bubble_seconds
         flops = self._facts.flops(
             report.prefill_tokens + report.decode_tokens, report.output_tokens, report.pairs, report.spared
         )
+        ended = self._totals.num_requests
+        # Lanes go on meanwhile: what the sweep's event tells is what counts.
+        done = self._recorder.sweep(report, flops, ended, self._prefetch(), is_last=ended == self._num_requests)
         self._totals.sweeps.append(
             SweepUse(
                 seconds=report.end - report.begin,
-                busy={lane: seconds - self._busy.get(lane, 0.0) for lane, seconds in busy.items()},
-                bubble=bubbles - self._bubbles,
-                nbytes={lane: count - self._bytes.get(lane, 0) for lane, count in nbytes.items()},
+                busy={lane: seconds - self._done.busy.get(lane, 0.0) for lane, seconds in done.busy.items()},
+                bubble=done.bubbles - self._done.bubbles,
+                nbytes={lane: count - self._done.nbytes.get(lane, 0) for lane, count in done.nbytes.items()},
                 flops=flops,
                 is_prefill=report.prefill_tokens > 0,
                 output_tokens=report.output_tokens,
             )
         )
-        self._busy, self._bytes, self._bubbles = busy, nbytes, bubbles
+        self._done = done
         self._totals.output_tokens += report.output_tokens
         self._note_memory(report.cache_bytes)
-        done = self._totals.num_requests
-        self._recorder.sweep(report, flops, done, self._prefetch(), is_last=done == self._num_requests)
         self._recorder.flush()
         self._progress.advance(self._totals.num_requests, self._totals.output_tokens, self._expected)
 

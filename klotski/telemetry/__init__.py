@@ -3,12 +3,13 @@
 from klotski.telemetry.events import StateEvent, SweepEvent
 from klotski.telemetry.metrics import SweepUse, Totals, ratio, summarize
 from klotski.telemetry.progress import Progress
-from klotski.telemetry.recorder import Allowance, Recorder
+from klotski.telemetry.recorder import Allowance, Done, Recorder
 from klotski.telemetry.runlog import RunLog
 from klotski.telemetry.trace import write_trace
 
 __all__ = [
     "Allowance",
+    "Done",
     "Progress",
     "Recorder",
     "RunLog",

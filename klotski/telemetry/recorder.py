@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -20,7 +20,7 @@ from klotski.errors import OutputError
 from klotski.openmp import roam
 from klotski.telemetry.events import BubbleEvent, BubblesEvent, Counts, SpanEvent, SpansEvent, StateEvent, SweepEvent
 
-__all__ = ["Allowance", "Recorder"]
+__all__ = ["Allowance", "Done", "Recorder"]
 
 PERIOD = 0.25  # seconds from one look at how things stand to the next
 SELDOM = 3.0  # seconds from one count of the experts to the next, at least
@@ -96,6 +96,14 @@ def by_layer(counts: Mapping[tuple[int, int], int]) -> Counts:
         lengths[layer] = max(lengths.get(layer, 0), expert + 1)
     layers = range(1 + max(lengths, default=-1))
     return tuple(tuple(counts.get((layer, expert), 0) for expert in range(lengths.get(layer, 0))) for layer in layers)
+
+
+class Done(NamedTuple):
+    """What lanes have done since sweeps began, by lane: seconds at work, bytes; and seconds that compute waited."""
+
+    busy: dict[str, float]
+    nbytes: dict[str, int]
+    bubbles: float
 
 
 class Recorder:
@@ -180,8 +188,8 @@ class Recorder:
         prefetch: PrefetchCount | None = None,
         *,
         is_last: bool = False,
-    ) -> None:
-        """Take a finished sweep, and choose how much of the next one is written.
+    ) -> Done:
+        """Take a finished sweep, choose how much of the next one is written, and return what lanes have done so far.
 
         `requests`, `prefetch`: so far. `is_last`: none will follow, as far as anybody knows.
         """
@@ -196,6 +204,7 @@ class Recorder:
                 self._pending.append(self._sweep_event(report, flops, requests, prefetch or PrefetchCount(), is_last))
                 afforded = (detail for detail, allowance in self._allowances.items() if allowance.affords(report.end))
                 self._detail = max(afforded, default=Detail.SWEEP)
+            return Done(dict(self._busy), dict(self._bytes), self._bubbles)
 
     def _sweep_event(
         self, report: SweepReport, flops: int, requests: int, prefetch: PrefetchCount, is_last: bool

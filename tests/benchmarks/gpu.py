@@ -31,7 +31,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -63,7 +63,7 @@ from klotski.weights.memory import allocate, whole_pages
 from tests.benchmarks.accelerate_baseline import StepClock
 from tests.benchmarks.runs import OUTPUTS, lengths, metrics_in
 from tests.card import Card
-from tests.engine import run_engine
+from tests.engine import run_engine, sample_little
 
 ROWS = 768  # tokens of the bare product
 BATCHES = 15  # of the paper's groups
@@ -428,7 +428,10 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="without a GPU, on the tiny model")
     parser.add_argument("--no-accelerate", action="store_true")
     chosen = parser.parse_args()
-    with Card() if chosen.rehearse else nullcontext():
+    with ExitStack() as stack:
+        if chosen.rehearse:
+            stack.enter_context(Card())
+            sample_little(stack.enter_context(pytest.MonkeyPatch.context()))
         measure(chosen)
 
 
