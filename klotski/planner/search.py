@@ -34,7 +34,7 @@ ROUGH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384,
 MOST_BATCHES = 16  # the paper's largest group has 15
 PREFILL_TOKENS = (16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 256, 128, 64)  # of one sweep
 MOST_PROMPTS = 65536  # tokens of prompts in one sweep, of one batch or several
-TOGETHER = (1, 4, MOST_BATCHES)  # batches that read their prompts in one sweep
+TOGETHER = (1, 2, 4, MOST_BATCHES)  # batches that read their prompts in one sweep
 SLOT_SHARES = (0, 1, 2, 4, 8, 12, 16, 24)  # of a layer's experts, in 32nds, for the disk to run ahead
 ROUNDING = 1 + 1e-9  # what is equal but for this may come first among equals
 
