@@ -26,7 +26,7 @@ test: lint ## everything that has to hold
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: setup ## random schedules over three tiers, a thousand and a hundred, and the paper's tables predicted; an hour
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2
 
 test-gpu: setup ## what only a GPU can show: parity, memory, races, the waits of a sweep; skipped without CUDA
 	$(BIN)/pytest -m gpu tests/gpu
