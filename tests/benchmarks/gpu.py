@@ -439,6 +439,8 @@ def measure(chosen: argparse.Namespace) -> None:
     """Make the rows, and show them."""
     began = time.monotonic()
     settle_allocator(os.environ)
+    if not torch.cuda.is_available():
+        raise SystemExit("there is no GPU that torch can use; --rehearse tries this on one of threads")
     device = CudaDevice()
     machine = (
         Machine(LITTLE, [], SPEEDS, TINY, (9e6, 12e6), 40_000_000, 20, BENCH / "gpu-rehearsal")
