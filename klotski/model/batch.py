@@ -140,9 +140,10 @@ class GenerationBatch(greenlet, Handover):
         """Bytes of its KV cache, or of whatever state its layers keep."""
         layers = () if self.is_finished else self.cache.layers
         moving = [layer for layer in layers if isinstance(layer, MovingLayer)]  # whose memory is a part of a larger one
-        others = (each for layer in layers if layer not in moving for each in tensors(list(vars(layer).values())))
-        storages = {storage.data_ptr(): storage.nbytes() for storage in (each.untyped_storage() for each in others)}
-        return sum(storages.values()) + sum(layer.nbytes for layer in moving)
+        others = [vars(layer) for layer in layers if not isinstance(layer, MovingLayer)]
+        storages = (each.untyped_storage() for kept in others for each in tensors(list(kept.values())))
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        return sum(sizes.values()) + sum(layer.nbytes for layer in moving)
 
     def resume(self) -> None:
         """Go on to the next stop, or to the end."""
