@@ -4,7 +4,7 @@ A strategy is a `Policy`, four switches of the config. There is one policy, so t
 difference between two strategies is an override.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -55,9 +55,9 @@ class Policy:
         likely = [expert for expert, score in enumerate(scores) if score >= least]
         return hottest(likely, scores)
 
-    def demand(self, counts: Sequence[int]) -> list[int]:
-        """Experts that one batch's routing asks for, in the order in which to send for them."""
-        used = [expert for expert, count in enumerate(counts) if count]
+    def demand(self, counts: Sequence[int], asked: Container[int] = ()) -> list[int]:
+        """Experts that one batch's routing asks for, but for `asked`, in the order in which to send for them."""
+        used = [expert for expert, count in enumerate(counts) if count and expert not in asked]
         return used if self.order in BY_INDEX else hottest(used, counts)
 
     def choose(self, remaining: Mapping[int, int], here: Collection[int], coming: Iterable[int]) -> int:
@@ -77,6 +77,6 @@ class Policy:
         return min(known, key=lambda expert: (-remaining[expert], expert))
 
 
-def hottest(experts: Collection[int], weight: Mapping[int, float] | Sequence[float]) -> list[int]:
-    """Experts by weight, heaviest first; ties by index, so that runs repeat."""
-    return sorted(sorted(experts), key=weight.__getitem__, reverse=True)
+def hottest(experts: Sequence[int], weight: Sequence[float]) -> list[int]:
+    """Experts, given by index, by weight: heaviest first; ties stay by index, so that runs repeat."""
+    return sorted(experts, key=weight.__getitem__, reverse=True)

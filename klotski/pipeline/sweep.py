@@ -186,15 +186,16 @@ class Sweeper:
         if self._policy.on_demand is OnDemand.lazy:
             return
         residency, blocks, asked = self._residency, self._blocks[layer], self._asked
+        new = self._policy.demand(routing.counts, asked)
+        if not new:
+            return
+        asked.update(new)
         missing = []
-        for expert in self._policy.demand(routing.counts):
-            if expert in asked:
-                continue
-            asked.add(expert)
+        for expert in new:
             block = blocks[expert]
             if residency.is_known(block):
                 residency.claim(block)
-            elif block not in self._demanded:
+            else:
                 missing.append(block)
                 self._demanded[block] = None
                 self._guesses.pop(block, None)

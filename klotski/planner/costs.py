@@ -105,31 +105,33 @@ class Costs:
 
     def arrival(self, using: Using) -> float:
         """Bytes a second at which blocks that do not stay arrive: from disk, or from CPU memory and what it lacks."""
-        return 1 / self._seconds_of_byte(using)
+        return self._arrival(self._from_disk(using))
 
-    def _seconds_of_byte(self, using: Using) -> float:
+    def _arrival(self, from_disk: float) -> float:
         rates = self.rates
         if rates.link is None:
-            return 1 / rates.disk
-        return max(1 / rates.link, self._from_disk(using) / rates.disk)
+            return rates.disk
+        return min(rates.link, rates.disk / from_disk) if from_disk else rates.link
 
     def _from_disk(self, using: Using) -> float:
-        """Of the bytes that come into a GPU, the share that CPU memory has no room for.
+        """Of the bytes that come, the share that CPU memory below a GPU has no room for.
 
         If it has not, it gives up room for the window as well. Whole blocks move: one more may be left over.
         """
+        if self.rates.link is None:
+            return 1.0
         streamed = using(math.inf).nbytes
         largest = max(self.facts.largest_expert, self.facts.largest_dense)
         room = self.below if streamed + largest <= self.below else max(0, self.below - self.window * largest)
         return max(0.0, 1 - room / streamed) if streamed else 0.0
 
-    def arriving(self, nbytes: float, work: Work, using: Using) -> float:
+    def _arriving(self, nbytes: float, work: Work, from_disk: float) -> float:
         """Seconds in which so many bytes of blocks arrive, with the keys and values that come the same way."""
         rates = self.rates
         if rates.link is None:
             return nbytes / rates.disk
         kv = work.context * self.facts.kv_bytes if self.kv_moves and not self.attends_below else 0.0
-        return max((nbytes + kv) / rates.link, nbytes * self._from_disk(using) / rates.disk)
+        return max((nbytes + kv) / rates.link, nbytes * from_disk / rates.disk)
 
     def leaving(self, work: Work) -> float:
         """Seconds in which new keys and values go back."""
@@ -195,11 +197,11 @@ class Costs:
         Neither takes equally long each time, so that one waits for the other now and then: the more slots
         between them, the less. With a single slot they take turns.
         """
-        use = using(work.tokens)
+        use, from_disk = using(work.tokens), self._from_disk(using)
         attention, cache, head = self.attention(work), self.cache(work), self.head(work)
         experts = self.experts(work.tokens, self.products(work, use, using))
         looking = self.looking(attention, cache, work)
-        arithmetic, arrivals = looking + experts + head, self.arriving(use.nbytes, work, using)
+        arithmetic, arrivals = looking + experts + head, self._arriving(use.nbytes, work, from_disk)
         if not self.overlaps or expert_slots < BUSY_SLOTS:
             waits = use.nbytes / self.facts.mean_expert
             arrivals, experts = arrivals + waits * self.start, experts + waits * self.rates.wake
@@ -212,7 +214,7 @@ class Costs:
             dense = use.dense / max(1.0, use.nbytes) * arrivals
             total = max(looking, arrivals - dense) + max(experts, dense) + head
         else:
-            arrival = self.arrival(using)
+            arrival = self._arrival(from_disk)
             ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / arrival
             link = self.rates.link
             if self.wishes.prefetch is not Prefetch.none and link is not None and arrival < link:

@@ -59,6 +59,7 @@ class Appraiser:
         self._costs = Costs(terms.facts, terms.demand, terms.rates, terms.wishes, terms.budget.host, window=window)
         # By the bytes of keys and values below, and whether attention goes there.
         self._moving: dict[tuple[int, bool], Costs] = {}
+        self._paces: dict[tuple[int, int, int], Pace] = {}  # wherever keys and values are
         self.room = terms.budget.nbytes - (terms.facts.weight_bytes if terms.wishes.all_stay else 0)
         self._streaming = Streaming(terms.facts, terms.wishes)
 
@@ -82,7 +83,11 @@ class Appraiser:
 
     def pace(self, choice: Candidate) -> Pace:
         """How it spreads the workload over sweeps."""
-        return self._costs.pace(self.terms.demand.group(choice.n_batches, choice.batch_size), choice.prefill_tokens)
+        n_batches, batch_size, tokens, *_ = choice
+        key = n_batches, batch_size, tokens
+        if key not in self._paces:
+            self._paces[key] = self._costs.pace(self.terms.demand.group(n_batches, batch_size), tokens)
+        return self._paces[key]
 
     def slots(self, choice: Candidate) -> tuple[int, int]:
         """Its slots for experts, and those that it lends."""
