@@ -193,7 +193,7 @@ class Card:
         """A copy, on another device or of another type."""
         is_far = isinstance(source, CardTensor)
         is_to_be = is_far if device is None else torch.device(device).type == "cuda"
-        shape = stand_in(source).to("cpu", dtype or source.dtype)
+        shape = stand_in(source).to("cpu", dtype or source.dtype, copy=True)  # without gaps or overlaps
         if not is_far and not is_to_be:
             return source.to(dtype=dtype, device=device, copy=True)
         target = self._new(shape, "aten::_to_copy") if is_to_be else shape

@@ -76,16 +76,6 @@ def test_more_tokens_than_it_was_made_for_are_refused() -> None:
         layer.update(*(states(step, 1, 1, 1, 4, torch.float32) for step in (2, 3)))
 
 
-def test_a_reset_cache_begins_anew() -> None:
-    layer = ReservedLayer(3)
-    layer.update(*(states(step, 3, 2, 1, 4, torch.float32) for step in (0, 1)))
-    layer.reset()
-    assert layer.get_seq_length() == 0
-    keys, values = (states(step, 2, 1, 1, 4, torch.float32) for step in (2, 3))
-    kept, _ = layer.update(keys, values)
-    assert torch.equal(kept, keys)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_layers_that_keep_less_than_all_tokens_stay_as_they_are(architecture: str) -> None:
     settings: dict[str, Any] = COMMON | ARCHITECTURES[architecture]

@@ -1,7 +1,8 @@
 """Experts over a whole group are what each module's own code computes, however the group is made up."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from itertools import pairwise
 from math import nan
 from types import SimpleNamespace
@@ -13,24 +14,34 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers.models.aria.modeling_aria import AriaExperts
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
-from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-from transformers.models.muse_spark.modeling_muse_spark import MuseSparkExperts
-from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHExperts
 
 from klotski.model import experts as arithmetic
 from klotski.model.experts import ROWS, ExpertPhase, ExpertsCall, Workspace, WorkspaceShape, count_tokens
 from klotski.weights.memory import PAGE
 from tests.unit.fakes import examples
 
-KINDS: dict[str, Callable[[Any], nn.Module]] = {
-    "gated": MixtralExperts,
-    "transposed": AriaExperts,
-    "interleaved, transposed, with biases and a gate of its own": GptOssExperts,
-    "without a gate": NemotronHExperts,
-    "normed afterwards": MuseSparkExperts,
+MODULES = {
+    "gated": ("mixtral", "MixtralExperts"),
+    "transposed": ("aria", "AriaExperts"),
+    "interleaved, transposed, with biases and a gate of its own": ("gpt_oss", "GptOssExperts"),
+    "without a gate": ("nemotron_h", "NemotronHExperts"),
+    "normed afterwards": ("muse_spark", "MuseSparkExperts"),
 }
+
+
+def known(modules: Mapping[str, tuple[str, str]]) -> dict[str, Callable[[Any], nn.Module]]:
+    """Those that this version of transformers has, and has behind its experts interface."""
+    found: dict[str, Callable[[Any], nn.Module]] = {}
+    for kind, (model, name) in modules.items():
+        with suppress(ModuleNotFoundError):
+            experts = getattr(import_module(f"transformers.models.{model}.modeling_{model}"), name)
+            if hasattr(experts, "_apply_gate"):
+                found[kind] = experts
+    return found
+
+
+KINDS = known(MODULES)
+assert {"gated", "without a gate"} < KINDS.keys()
 
 
 def make_experts(kind: str, count: int, hidden: int, inner: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -188,7 +199,8 @@ def test_a_stack_of_experts_comes_to_what_each_of_them_does(
         space = workspace(call, 48, data.draw(st.sampled_from([0, 100])))
         together = run(split(call, sizes), space, range(count), stacked)
     accuracy = 1e-5 if dtype is torch.float32 else 0.02
-    torch.testing.assert_close(together, apart, rtol=accuracy, atol=accuracy)
+    largest = max(1.0, float(apart.abs().max()))  # of what is rounded on the way to any of them
+    torch.testing.assert_close(together, apart, rtol=accuracy, atol=accuracy * largest)
 
 
 @given(rows=st.lists(st.sampled_from([0, 16, 32, 160]), min_size=1), most=st.sampled_from([16, 64, 128]))
