@@ -28,6 +28,9 @@ test: lint ## everything that has to hold
 test-slow: setup ## random schedules over three tiers, a thousand and a hundred, and the paper's tables predicted; an hour
 	$(BIN)/pytest -m slow -n 2
 
+test-oldest: $(VENV)-oldest/.ready ## all tests on the oldest torch and transformers that are allowed; downloads gigabytes of CUDA
+	$(VENV)-oldest/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder
+
 test-gpu: setup ## what only a GPU can show: parity, memory, races, the waits of a sweep; skipped without CUDA
 	$(BIN)/pytest -m gpu tests/gpu
 
@@ -58,6 +61,11 @@ shapes: setup ## random checkpoints of five architectures under outputs/, 0.8 GB
 outlines: setup ## what predictions know of the models in the package, written anew from their configs
 	$(BIN)/python -m scripts.outlines
 
+$(VENV)-oldest/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check 'torch==2.11.*' 'transformers==5.17.*' --editable '.[dev]'
+	@touch $@
+
 $(VENV)/.bench: $(VENV)/.ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,bench]'
 	@touch $@
@@ -73,6 +81,6 @@ format: setup ## lay the code out as the linter wants it
 	$(BIN)/ruff format .
 
 clean: ## remove what was built here; runs in outputs/ stay
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-oldest dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run monitor test test-slow test-gpu bench-models bench bench-ablation bench-planner bench-prediction bench-gpu bench-monitor shapes outlines lint format clean
+.PHONY: help setup run monitor test test-slow test-oldest test-gpu bench-models bench bench-ablation bench-planner bench-prediction bench-gpu bench-monitor shapes outlines lint format clean
