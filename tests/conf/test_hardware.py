@@ -22,11 +22,11 @@ NUMBERS = {
 }
 CASES = [(option, key, text) for option, numbers in NUMBERS.items() for key, text in numbers.items()]
 EIGHTFOLD = {  # of these, no machine has eight times as much: bytes were taken for bits
-    "device_memory": {"h200", "h800", "published/h800"},
+    "device_memory": {"h100", "h200", "h800", "published/h800"},
     "link_bandwidth": NUMBERS.keys() - {"t4", "published/rtx3090"},
     "link_bandwidth_back": NUMBERS.keys() - {"t4", "published/rtx3090"},
-    "memory_bandwidth": {"rtx5090", "a100_40gb", "h800", "h200", "published/h800"},
-    "compute_rate": {"h200"},
+    "memory_bandwidth": {"rtx5090", "a100_40gb", "h100", "h800", "h200", "published/h800"},
+    "compute_rate": {"h100", "h200"},
     "compute_rate_float32": {"rtx5090"},
 }
 
@@ -141,6 +141,7 @@ def test_a_link_needs_somewhere_to_lead() -> None:
         ("a100_40gb", "NVIDIA A100 80GB PCIe"),
         ("h800", "NVIDIA H800"),
         ("h800", "NVIDIA H800 PCIe"),
+        ("h100", "NVIDIA H100 80GB HBM3"),
         ("h200", "NVIDIA H200"),
         ("h200", "NVIDIA H200 NVL"),
         ("t4", "Tesla T4"),
@@ -158,6 +159,7 @@ def test_a_card_is_known_by_the_name_that_its_driver_has(option: str, found: str
         ("rtx4090", "NVIDIA GeForce RTX 4090 D"),
         ("a5000", "NVIDIA RTX A5000 Laptop GPU"),
         ("a100_40gb", "NVIDIA A10"),
+        ("h100", "NVIDIA GH100"),
         ("h200", "NVIDIA H20"),
         ("h200", "NVIDIA GH200 480GB"),
         ("t4", "NVIDIA T400"),
