@@ -12,6 +12,7 @@ from klotski.core import OnDemand, Order, Prefetch
 
 __all__ = ["Policy"]
 
+SURE = 0.9  # chance of being used, from which an expert is worth bringing for want of a hotter one
 BY_INDEX = (Order.index, Order.batch)
 
 
@@ -40,6 +41,23 @@ class Policy:
             case Prefetch.hot:
                 return hottest(range(len(scores)), scores)[: self.hot]
 
+    def instead(
+        self, named: Collection[int], scores: Sequence[float], choices: float, staying: Collection[int]
+    ) -> list[int]:
+        """Experts to bring for those of `named` that stay, and need not be brought.
+
+        As many others as that, hottest first, if they will almost surely be used by so many choices of tokens: what is
+        brought in vain keeps others waiting.
+        """
+        if self.prefetch is not Prefetch.hot:
+            return []
+        count = sum(expert in staying for expert in named)
+        if not count:
+            return []
+        sure = used_with(SURE, scores, choices)
+        absent = [expert for expert in sure if expert not in named and expert not in staying]
+        return absent[:count]
+
     @property
     def reads_on(self) -> bool:
         """Whether the disk may be layers ahead, where there is memory between it and the device."""
@@ -50,10 +68,7 @@ class Policy:
         likely than not be used by so many choices of tokens, hottest first."""
         if self.prefetch.is_whole:
             return list(range(len(scores)))
-        total = sum(scores)
-        least = total * (1 - 0.5 ** (1 / max(1.0, choices)))
-        likely = [expert for expert, score in enumerate(scores) if score >= least]
-        return hottest(likely, scores)
+        return used_with(0.5, scores, choices)
 
     def demand(self, counts: Sequence[int], asked: Container[int] = ()) -> list[int]:
         """Experts that one batch's routing asks for, but for `asked`, in the order in which to send for them."""
@@ -75,6 +90,17 @@ class Policy:
         if self.order in BY_INDEX:
             return min(known)
         return min(known, key=lambda expert: (-remaining[expert], expert))
+
+
+def used_with(chance: float, scores: Sequence[float], choices: float) -> list[int]:
+    """Experts that at least one of so many choices will be of with this chance or a better one, hottest first.
+
+    Where nothing is known, one is as likely as another.
+    """
+    if not any(scores):
+        scores = [1.0] * len(scores)
+    least = sum(scores) * (1 - (1 - chance) ** (1 / max(1.0, choices)))
+    return hottest([expert for expert, score in enumerate(scores) if score >= least], scores)
 
 
 def hottest(experts: Sequence[int], weight: Sequence[float]) -> list[int]:

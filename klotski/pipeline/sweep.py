@@ -292,13 +292,14 @@ class Sweeper:
                 self._compute.submit(Operation(Compute.SAMPLE, last, batch=batch.index), batch.resume)
 
     def _bring_ahead(self, layer: int, *, is_entered: bool = False) -> list[int]:
-        """Send for a layer's dense part, and for the experts that the policy expects it to need; returns those."""
+        """Send for a layer's dense part, and for the experts that it is expected to need; returns the hot ones."""
         if self._policy.on_demand is OnDemand.lazy:
             return []
         if not self._residency.is_known(Block(layer)):
             self._dense[Block(layer)] = None
-        named = self._policy.ahead(self._predictor.scores(layer), is_entered=is_entered)
-        for expert in named:
+        scores, staying = self._predictor.scores(layer), self._residency.resident_experts(layer)
+        named = self._policy.ahead(scores, is_entered=is_entered)
+        for expert in (*named, *self._policy.instead(named, scores, self._choices, staying)):
             block = self._blocks[layer][expert]
             if not self._residency.is_known(block):
                 self._guesses[block] = None

@@ -98,15 +98,16 @@ def test_ahead_brings_what_its_prefetch_mode_says(scores: list[float], policy: P
             assert [scores[expert] for expert in ahead] == sorted(scores, reverse=True)[: policy.hot]
 
 
-@given(st.lists(st.integers(0, 5), max_size=12), st.sampled_from(POLICIES))
+@given(st.lists(st.integers(0, 5), max_size=12), st.sets(st.integers(0, 11)), st.sampled_from(POLICIES))
 @examples(200)
-def test_demand_asks_for_each_expert_with_tokens_once(counts: list[int], policy: Policy) -> None:
+def test_demand_asks_for_each_expert_with_tokens_once(counts: list[int], asked: set[int], policy: Policy) -> None:
     demand = policy.demand(counts)
     assert sorted(demand) == [expert for expert, count in enumerate(counts) if count]
     if policy.order in (Order.index, Order.batch):
         assert demand == sorted(demand)
     else:
         assert [counts[expert] for expert in demand] == sorted(filter(None, counts), reverse=True)
+    assert policy.demand(counts, asked) == [expert for expert in demand if expert not in asked]
 
 
 @given(st.lists(st.floats(0, 9), min_size=1, max_size=12), st.integers(1, 1000))
@@ -114,15 +115,37 @@ def test_demand_asks_for_each_expert_with_tokens_once(counts: list[int], policy:
 def test_what_is_read_far_ahead_is_probably_used(scores: list[float], choices: int) -> None:
     likely = Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival).likely(scores, choices)
     assert [scores[expert] for expert in likely] == sorted((scores[expert] for expert in likely), reverse=True)
+    for expert, chance in enumerate(chances_of_use(scores, choices)):
+        assert chance == pytest.approx(0.5) or (expert in likely) == (chance > 0.5)
+
+
+def test_before_anything_was_seen_one_is_as_likely_as_another() -> None:
+    policy = Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival)
+    assert policy.likely([0.0] * 4, 2) == []
+    assert policy.likely([0.0] * 4, 3) == [0, 1, 2, 3]
+
+
+@given(st.lists(st.floats(0, 9), min_size=1, max_size=12), st.integers(1, 1000), st.sampled_from(POLICIES), st.data())
+@examples(200)
+def test_for_what_stays_others_come_that_are_almost_surely_used(
+    scores: list[float], choices: int, policy: Policy, data: st.DataObject
+) -> None:
+    staying = data.draw(st.sets(st.sampled_from(range(len(scores)))))
+    named = policy.ahead(scores)
+    others = policy.instead(named, scores, choices, staying)
+    assert len(set(others)) == len(others)
+    assert not set(others) & (staying | set(named))
+    chances = chances_of_use(scores, choices)
+    assert all(chances[expert] > 0.9 or chances[expert] == pytest.approx(0.9) for expert in others)
+    spare = len(staying & set(named)) if policy.prefetch is Prefetch.hot else 0
+    sure = [expert for expert in range(len(scores)) if chances[expert] > 0.9 + 1e-9]
+    assert min(spare, len(set(sure) - staying - set(named))) <= len(others) <= spare
+    assert [scores[expert] for expert in others] == sorted((scores[expert] for expert in others), reverse=True)
+
+
+def chances_of_use(scores: list[float], choices: int) -> list[float]:
     total = sum(scores)
-    for expert, score in enumerate(scores):
-        share = score / total if total else 1 / len(scores)
-        unused = (1 - share) ** choices
-        assert total == 0 or unused == pytest.approx(0.5) or (expert in likely) == (unused < 0.5)
-
-
-def test_nobody_knows_which_are_likely_before_anything_was_seen() -> None:
-    assert Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival).likely([0.0] * 4, 1) == [0, 1, 2, 3]
+    return [1 - (1 - (score / total if total else 1 / len(scores))) ** choices for score in scores]
 
 
 def test_who_brings_a_layer_at_a_time_reads_no_further() -> None:

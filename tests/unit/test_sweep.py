@@ -563,6 +563,17 @@ def test_hot_brings_no_more_than_its_number_before_routing_is_known() -> None:
     assert before == [0, 1, 2]
 
 
+def test_where_hot_ones_stay_others_come_ahead_once_nearly_all_are_used() -> None:
+    experts = (4, 4)
+    resident = frozenset(Block(layer, expert) for layer in (0, 1) for expert in (0, 1))
+    scenario = Scenario(experts, (constant([9, 8, 7, 6], experts, 2),), 1, EAGER, expert_slots=3, residents=resident)
+    story = play_late(scenario)
+    layer = [entry for entry in story.log if entry.layer == 1]
+    before = layer[: next(place for place, entry in enumerate(layer) if entry.what == "attention")]
+    assert [entry.expert for entry in before if entry.what == "bring"] == [DENSE, 2, 3]
+    assert story.prefetch[1] == PrefetchCount(requested=4, used=4, named=4, among_hottest=4)
+
+
 def test_experts_that_are_here_are_computed_while_others_arrive() -> None:
     resident = frozenset({Block(0), Block(0, 3)})
     scenario = Scenario((4,), (constant([9, 9, 9, 1], (4,), 1),), 1, EAGER, expert_slots=3, residents=resident)
