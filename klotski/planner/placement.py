@@ -14,11 +14,11 @@ def placement_order(facts: ModelFacts, wishes: Wishes, tokens: float = 1) -> lis
     """All blocks, those first that are worth most in memory to sweeps of so many tokens.
 
     Every sweep uses every dense part, so a byte spent there saves a byte in each. Experts follow evenly over
-    the layers, because a layer that is here while the next is not gives the disk nothing to hide behind; or,
-    with `Residents.usage`, by the probability that a sweep uses them, for each byte, and evenly among equals.
+    the layers, because what a layer has to wait for can hide behind the one before alone; or, with
+    `Residents.usage`, by the probability that a sweep uses them, for each byte, and evenly among equals.
     """
     if wishes.residents is not Residents.usage or facts.shares is None:
-        return sorted(facts.block_bytes, key=lambda block: (block.expert, block.layer))
+        return sorted(facts.block_bytes, key=lambda block: (block.expert, turn(block.layer)))
 
     def value(block: Block) -> float:
         use = 1 - (1 - facts.share(block)) ** tokens
@@ -28,9 +28,14 @@ def placement_order(facts: ModelFacts, wishes: Wishes, tokens: float = 1) -> lis
     keys: dict[Block, tuple[bool, float, int, int]] = {}
     for block in sorted(facts.block_bytes, key=lambda block: block.expert):
         worth = value(block)
-        keys[block] = (not block.is_dense, -worth, ranks[block.layer, worth], block.layer)
+        keys[block] = (not block.is_dense, -worth, ranks[block.layer, worth], turn(block.layer))
         ranks[block.layer, worth] += 1
     return sorted(facts.block_bytes, key=keys.__getitem__)
+
+
+def turn(layer: int) -> int:
+    """Where a layer comes among all, so that however few come first, they are spread evenly (van der Corput)."""
+    return int(f"{layer:016b}"[::-1], 2)
 
 
 def choose_residents(facts: ModelFacts, order: Sequence[Block], room: int, *, with_experts: bool) -> Iterator[Block]:

@@ -83,6 +83,22 @@ def test_where_everything_is_used_every_time_experts_stay_evenly() -> None:
     assert layers == [0, 1] * 5
 
 
+@given(st.integers(1, 100), st.integers(1, 3), st.floats(0, 1), st.sampled_from([Residents.greedy, Residents.usage]))
+@examples(200)
+def test_what_streams_is_spread_evenly_wherever_room_ends(
+    layers: int, experts: int, share: float, residents: Residents
+) -> None:
+    """A layer hides behind the one before alone: where half of the layers stream one more, it is every other one."""
+    facts = model(experts=(experts,) * layers)
+    order = placement_order(facts, Wishes(residents=residents))
+    taken = [block.layer for block in order[: round(share * len(order))]]
+    counts = [taken.count(layer) for layer in range(layers)]
+    assert max(counts) - min(counts) <= 1
+    more = [layer for layer, count in enumerate(counts) if count == max(counts)]
+    gaps = [after - before for before, after in pairwise([-1, *more, layers])]
+    assert max(gaps) <= max(2, 4 * layers / len(more))
+
+
 def test_a_byte_is_spent_where_it_saves_most() -> None:
     facts = model(experts=(2,), shares=[[0.9, 0.8]])
     sizes = dict(facts.block_bytes) | {Block(0, 0): 1000}
