@@ -79,7 +79,9 @@ class Sweeper:
 
     def sweep(self, group: Sequence[Batch]) -> None:
         """Take every batch through all layers; each ends at the first layer again, or finished."""
-        if sum(batch.tokens for batch in group) <= self._few:
+        tokens = sum(batch.tokens for batch in group)
+        self._choices = max(self._choices, tokens)  # each makes one or more; a prompt's last layer has seen few of them
+        if tokens <= self._few:
             self._residency.lend(self._ended)
         else:
             lost = self._residency.withdraw()

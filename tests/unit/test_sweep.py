@@ -574,6 +574,15 @@ def test_where_hot_ones_stay_others_come_ahead_once_nearly_all_are_used() -> Non
     assert story.prefetch[1] == PrefetchCount(requested=4, used=4, named=4, among_hottest=4)
 
 
+def test_before_routers_have_spoken_the_window_is_not_filled_with_the_layers_of_the_sweep_after() -> None:
+    """All that is known in a first sweep is of the layers that it has passed."""
+    experts = (8,) * 6
+    story = play_late(Scenario(experts, (constant([1] * 8, experts, 1),), 1, EAGER, places=4, late=(2,)))
+    read = [(span.operation.layer, span.operation.expert) for span in story.sink.spans if span.lane == "disk"]
+    assert list(dict.fromkeys(layer for layer, _ in read)) == [0, 1, 2, 3, 4, 5]
+    assert len(set(read[: 6 * 9])) == 6 * 9
+
+
 def test_experts_that_are_here_are_computed_while_others_arrive() -> None:
     resident = frozenset({Block(0), Block(0, 3)})
     scenario = Scenario((4,), (constant([9, 9, 9, 1], (4,), 1),), 1, EAGER, expert_slots=3, residents=resident)
