@@ -35,8 +35,8 @@ SECONDS = 0.25  # of each measurement
 ENOUGH = 1 << 30  # bytes of weights: a smaller model is planned by nominal rates, before it would be measured
 COPIED = 256 << 20  # bytes
 LAUNCHES = 100  # with one wait for all
-# Launches: some 45 and 5 kernels, and the Python between them. On cores, with matrices that take no time, a turn came to
-# as much as 155 small operations, and an expert's to 35. That a launch takes twice as long as one of those is assumed.
+# Launches: some 45 and 5 kernels, and the Python between them. On cores, with matrices that take no time, a turn takes
+# as long as 155 small operations, and an expert's 35. That a launch takes twice as long as one of those is assumed.
 OF_A_TURN, OF_A_STEP = 100, 20
 SEQUENCES, HEADS, CONTEXT, WIDTH = 64, 8, 512, 128  # of keys and values, as of Mixtral's
 WIDE, DEEP = 2048, 4096  # the sides of an expert's matrix
