@@ -31,8 +31,12 @@ class Picker(Vertical):
 
     def show(self, found: list[tuple[Run, Status]]) -> None:
         """Show these runs from now on."""
-        self.query_one("#lead", Static).update(self._lead(len(found)))
-        options = self.query_one("#list", OptionList)
+        parts = self.query("#lead").results(Static), self.query("#list").results(OptionList)
+        for lead, options in zip(*parts, strict=False):  # one or both are gone while the app is closing
+            lead.update(self._lead(len(found)))
+            self._list(options, found)
+
+    def _list(self, options: OptionList, found: list[tuple[Run, Status]]) -> None:
         labels = [self._label(run, status) for run, status in found[:MOST]]
         if labels == self._labels:
             return

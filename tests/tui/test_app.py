@@ -511,6 +511,19 @@ def test_without_a_run_it_waits_for_one(finished: Path, tmp_path: Path) -> None:
     drive(app, keys)
 
 
+def test_who_looks_while_the_app_is_closing_finds_nothing_and_goes_on(tmp_path: Path) -> None:
+    """On a busy machine a tick comes when the list of runs is half taken apart."""
+
+    async def keys(_: Pilot[None]) -> None:
+        for part in ("#lead", "#list"):
+            await app.query(part).remove()
+            app.tick()
+            app.look()
+
+    app = Monitor(None, tmp_path)
+    drive(app, keys)
+
+
 def test_a_picture_that_cannot_be_written_says_so(finished: Path, tmp_path: Path) -> None:
     async def keys(pilot: Pilot[None]) -> None:
         await pilot.press("s")
