@@ -12,7 +12,7 @@ __all__ = ["find_gpus", "free_memory", "is_gpu", "peak_memory", "process_memory"
 STATUS = Path("/proc/self/status")
 SHARE = 0.8  # of free memory; the rest is the page cache's and other programs'
 VENDOR = r"(?:NVIDIA |Tesla )*"
-FORM = r"(?:[- ](?:PCIE|SXM\d?|NVL|HBM\d\w?|\d+GB))*"  # and its memory; another word makes another card of it
+FORM = r"(?:[- ](?:PCIE|SXM\d?|NVL|HBM\d\w?|\d+GB))*"  # of a card, and its memory; any other word is another card
 GROWTH = 128 << 20  # bytes that torch's libraries take for themselves once they compute
 
 
