@@ -12,7 +12,8 @@ from klotski.core import OnDemand, Order, Prefetch
 
 __all__ = ["Policy"]
 
-SURE = 0.9  # chance of being used, from which an expert is worth bringing for want of a hotter one
+LIKELY = 0.5  # chance of being used, from which an expert is worth reading far ahead
+SURE = 0.9  # likewise, worth bringing for want of a hotter one
 BY_INDEX = (Order.index, Order.batch)
 
 
@@ -68,7 +69,7 @@ class Policy:
         likely than not be used by so many choices of tokens, hottest first."""
         if self.prefetch.is_whole:
             return list(range(len(scores)))
-        return used_with(0.5, scores, choices)
+        return used_with(LIKELY, scores, choices)
 
     def demand(self, counts: Sequence[int], asked: Container[int] = ()) -> list[int]:
         """Experts that one batch's routing asks for, but for `asked`, in the order in which to send for them."""

@@ -18,7 +18,7 @@ def placement_order(facts: ModelFacts, wishes: Wishes, tokens: float = 1) -> lis
     `Residents.usage`, by the probability that a sweep uses them, for each byte, and evenly among equals.
     """
     if wishes.residents is not Residents.usage or facts.shares is None:
-        return sorted(facts.block_bytes, key=lambda block: (block.expert, turn(block.layer)))
+        return sorted(facts.block_bytes, key=lambda block: (block.expert, spread(block.layer)))
 
     def value(block: Block) -> float:
         use = 1 - (1 - facts.share(block)) ** tokens
@@ -28,12 +28,12 @@ def placement_order(facts: ModelFacts, wishes: Wishes, tokens: float = 1) -> lis
     keys: dict[Block, tuple[bool, float, int, int]] = {}
     for block in sorted(facts.block_bytes, key=lambda block: block.expert):
         worth = value(block)
-        keys[block] = (not block.is_dense, -worth, ranks[block.layer, worth], turn(block.layer))
+        keys[block] = (not block.is_dense, -worth, ranks[block.layer, worth], spread(block.layer))
         ranks[block.layer, worth] += 1
     return sorted(facts.block_bytes, key=keys.__getitem__)
 
 
-def turn(layer: int) -> int:
+def spread(layer: int) -> int:
     """Where a layer comes among all, so that however few come first, they are spread evenly (van der Corput)."""
     return int(f"{layer:016b}"[::-1], 2)
 
