@@ -68,7 +68,7 @@ class LaneName(StrEnum):
     LINK = "link"  # blocks, from CPU memory into a GPU
     KV_IN = "kv_in"  # keys and values on the same way
     KV_OUT = "kv_out"  # and new ones back
-    CORES = "cores"  # attention where they stay
+    CORES = "cores"  # what is computed where it lies, beside a GPU: attention over them, and experts
     COMPUTE = "compute"
 
 
@@ -80,6 +80,7 @@ class Compute(StrEnum):
     PROJECT = "project"  # or, if keys and values stay elsewhere: from what attention gave up to the router
     GATHER = "gather"  # the tokens of all batches are sorted by expert
     EXPERT = "expert"  # one expert, or several that stay at once, over the tokens of all batches
+    ANSWER = "answer"  # what the cores made of experts that they computed where these lie comes back
     COMBINE = "combine"  # experts' outputs are summed for each token
     FINISH = "finish"  # a batch leaves the layer
     SCORE = "score"  # the head, over the last tokens of some batches

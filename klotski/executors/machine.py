@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from klotski.core import STEP
-from klotski.executors.devices import Device, name_of
+from klotski.executors.devices import CpuDevice, Device, name_of
 from klotski.executors.history import home_of
 from klotski.executors.rates import rate, weights_rate
 from klotski.model import ROWS, OpenModel
@@ -38,6 +38,8 @@ LAUNCHES = 100  # with one wait for all
 # Launches: some 45 and 5 kernels, and the Python between them. On cores, with matrices that take no time, a turn takes
 # as long as 155 small operations, and an expert's 35. That a launch takes twice as long as one of those is assumed.
 OF_A_TURN, OF_A_STEP = 100, 20
+OF_FEW = {"few": ("product", "compute"), "few-below": ("cores_product", "cores")}
+"""Of products of few rows, whose rate follows from them, and from that of products of many."""
 SEQUENCES, HEADS, CONTEXT, WIDTH = 64, 8, 512, 128  # of keys and values, as of Mixtral's
 WIDE, DEEP = 2048, 4096  # the sides of an expert's matrix
 
@@ -83,6 +85,8 @@ def measurements(model: OpenModel, device: Device) -> dict[str, Callable[[], flo
         wanted["back"] = lambda: copy_blocks(device, inward=False)
         wanted["memory"] = lambda: copy_within(device)
         wanted[f"below_{name}"] = lambda: look(dtype)
+        wanted[f"cores_{name}"] = lambda: multiply(ROWS, dtype, CpuDevice()) * 2 * ROWS
+        wanted[f"few-below_{name}"] = lambda: multiply(STEP, dtype, CpuDevice()) * 2 * STEP
         wanted["launch"] = lambda: launch(device)
     if any(layout.requests for layout in model.layouts.values()):
         wanted["disk"] = lambda: read_blocks(model)
@@ -94,9 +98,10 @@ def as_rates(known: Mapping[str, Measured], where: str, device: Device) -> Rates
     rates = NOMINAL_GPU if device.has_host_tier else NOMINAL
     for name, (value, day) in known.items():
         reason, (what, _, dtype) = f"measured on this machine ({where}, {day})", name.partition("_")
-        if what == "few":
-            weights = weights_rate(value, known[f"compute_{dtype}"].value, getattr(torch, dtype).itemsize)
-            rates = rates.because(reason, product=weights)
+        if what in OF_FEW:
+            rated, many = OF_FEW[what]
+            weights = weights_rate(value, known[f"{many}_{dtype}"].value, getattr(torch, dtype).itemsize)
+            rates = rates.because(reason, **{rated: weights})
         elif what == "launch":
             rates = rates.because(f"launches, {reason}", turn=OF_A_TURN * value, step=OF_A_STEP * value)
         else:

@@ -23,7 +23,7 @@ from klotski.planner import (
 )
 from klotski.planner.rates import NOMINAL_GPU
 from klotski.schema import HwConfig, LoadFormat, RunConfig, is_overridden, names_a_machine, read_hardware
-from klotski.schema.hardware import OF_A_GPU, PLAUSIBLE
+from klotski.schema.hardware import PLAUSIBLE
 from klotski.units import format_flops, format_size, parse_count, parse_size
 from klotski.workload import in_batch_order
 
@@ -39,6 +39,8 @@ SETTINGS = {
     "compute": "compute_rate",
     "memory": "memory_bandwidth",
     "below": "host_memory_bandwidth",
+    "cores": "host_compute_rate",
+    "cores_product": "host_product_bandwidth",
     "product": "product_bandwidth",
     "turn": "batch_overhead",
     "step": "expert_overhead",
@@ -46,6 +48,8 @@ SETTINGS = {
     "wake": "wake_overhead",
 }
 """By which key of the config each of the rates is set."""
+OF_A_WAY = ("link_", "host_")
+"""How the keys of a way to a GPU begin, and of what lies below one."""
 GPU_CONTEXT = 600 << 20  # bytes of a GPU that its libraries take for themselves; assumed, not measured
 
 
@@ -121,6 +125,7 @@ def wishes(config: RunConfig) -> Wishes:
         prefetch=pipeline.prefetch,
         on_demand=pipeline.on_demand,
         products=pipeline.products,
+        misses=pipeline.misses,
         kv_moves=None if config.placement.kv_cache is KvCache.auto else config.placement.kv_cache is KvCache.host,
         attends_below=(
             None if config.placement.attention is Attention.auto else config.placement.attention is Attention.host
@@ -142,6 +147,8 @@ def choose_rates(config: RunConfig, otherwise: Rates, dtype: str = "bfloat16") -
         rates = rates.because(whence(hw, "dense_rate"), dense_share=share)
     if hw.product_bandwidth == "auto" and hw.memory_bandwidth != "auto":
         rates = rates.because("as memory's", product=rates.memory)
+    if hw.host_product_bandwidth == "auto" and hw.host_memory_bandwidth != "auto":
+        rates = rates.because("as for keys and values", cores_product=rates.below)
     if hw.link_bandwidth_back == "auto" and rates.link is not None and hw.link_bandwidth != "auto":
         rates = rates.because("as the way in", back=rates.link)
     reasons = {name: rates.why(name) for name in (*SETTINGS, "dense_share")}
@@ -162,7 +169,7 @@ def hardware_file(rates: Rates, budget: Budget, gpu: str) -> str:
     if rates.link is not None:
         values["host_memory"] = f"{budget.host}B"
     for name, key in SETTINGS.items():
-        if (value := getattr(rates, name)) is not None and (rates.link is not None or key not in OF_A_GPU):
+        if (value := getattr(rates, name)) is not None and (rates.link is not None or not key.startswith(OF_A_WAY)):
             values[key] = f"{write_value(key, value)}  # {rates.why(name)}"
     flops = format_flops(rates.compute)
     values["compute_rate_float32"] = f"{flops}  # as in the type that was run in"

@@ -14,8 +14,8 @@ from klotski.executors.account import Account
 from klotski.executors.garbage import uncollected
 from klotski.executors.outline import read_outline
 from klotski.executors.planning import describe, is_described
-from klotski.executors.task import Task, find_shape, is_dummy, make_sweeper, prepare
-from klotski.lanes import VirtualClock, VirtualComputeLane
+from klotski.executors.task import Task, find_shape, is_dummy, make_sweeper, miss_costs, prepare
+from klotski.lanes import VirtualClock, VirtualComputeLane, VirtualLane
 from klotski.pipeline import (
     Ahead,
     Caches,
@@ -28,6 +28,7 @@ from klotski.pipeline import (
 from klotski.planner import Costs, Rates, find_gpus, placement_order, show_plan
 from klotski.schema import RunConfig
 from klotski.simulation import (
+    CoresDurations,
     DrawnRouters,
     Durations,
     HostCaches,
@@ -121,9 +122,10 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     on_host = plan.host_memory.get("weights", 0)
     places = plan.window_places or 1  # what stays on the GPU comes through it, too
     supply = Supply(facts, terms.rates, lasting, on_host, recorder, clock, lambda: compute.load, places)
+    cores = VirtualLane(LaneName.CORES, recorder, clock, CoresDurations(terms.rates.below, miss_costs(task)))
     caches: Caches = CachesAtHand()
     if plan.kv_slots:
-        caches = HostCaches(facts, terms.rates, plan.kv_slots, supply.wire, recorder, clock, under_way)
+        caches = HostCaches(facts, terms.rates, plan.kv_slots, supply.wire, cores, recorder, clock, under_way)
     slots = {SlotKind.DENSE: plan.dense_slots, SlotKind.EXPERT: plan.expert_slots}
     residency = Residency(slots, plan.residents, supply.bring, plan.lent_slots, config.placement.residents)
     table = RoutingTable(facts.expert_counts)
@@ -132,7 +134,16 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     ahead: Ahead = supply.window if plan.window_places else NothingAhead()
     together = terms.rates.link is not None and config.pipeline.products is Products.group
     sweeper = make_sweeper(
-        config, task, predictor, residency, compute, IdleWorker(), caches, ahead=ahead, together=together
+        config,
+        task,
+        predictor,
+        residency,
+        compute,
+        IdleWorker(),
+        caches,
+        ahead=ahead,
+        together=together,
+        below=(cores, supply.below),
     )
     with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
         totals.rates |= rates_by_lane(task)
@@ -148,6 +159,7 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
         batches = make_batches(config, task, account, under_way)
         run_group(batches, plan.n_batches, plan.prefill_tokens, sweeper, compute, clock, swept)
         caches.close()
+        cores.close()
         supply.settle()
         log.experts(table.summary())
 

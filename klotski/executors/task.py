@@ -1,26 +1,37 @@
 """What is to be run: the model outlined, the requests read, the plan made. No weight is read."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from klotski.assets import BUNDLED, SHAPES, TINY
-from klotski.core import Prediction, Request
+from klotski.core import Block, Misses, Prediction, Request
 from klotski.executors.history import History
 from klotski.executors.outline import Outline
 from klotski.executors.planning import find_terms, is_described, plan_run
 from klotski.lanes import Lane
-from klotski.pipeline import Ahead, Caches, Policy, Predictor, Sweeper, Worker
-from klotski.planner import ModelFacts, Plan, Rates, Terms
+from klotski.pipeline import Ahead, Below, Caches, MissCosts, Policy, Predictor, Sweeper, Worker
+from klotski.planner import Costs, ModelFacts, Plan, Rates, Terms
+from klotski.planner.costs import Work
 from klotski.schema import LoadFormat, RunConfig, has_gpu, names_a_machine
 from klotski.telemetry import RunLog
 from klotski.weights import Residency, find_local, resolve
 from klotski.weights.finding import find_folder
 from klotski.workload import Encoder, load_requests
 
-__all__ = ["Task", "find_checkpoint", "find_shape", "foresees", "is_dummy", "make_sweeper", "prepare"]
+__all__ = [
+    "Task",
+    "computes_below",
+    "find_checkpoint",
+    "find_shape",
+    "foresees",
+    "is_dummy",
+    "make_sweeper",
+    "miss_costs",
+    "prepare",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +112,11 @@ def foresees(config: RunConfig) -> bool:
     return config.pipeline.predictor is Prediction.lookahead
 
 
+def computes_below(config: RunConfig, task: Task) -> bool:
+    """Whether experts that are missing may be computed where they lie, in CPU memory below a device."""
+    return config.pipeline.misses is Misses.cheapest and task.terms.rates.link is not None
+
+
 def make_sweeper(
     config: RunConfig,
     task: Task,
@@ -112,12 +128,32 @@ def make_sweeper(
     *,
     ahead: Ahead,
     together: bool,
+    below: tuple[Lane, Set[Block]] | None,
 ) -> Sweeper:
-    """The sweep over this model with the config's strategy. `together`: see `Sweeper`."""
+    """The sweep over this model with the config's strategy.
+
+    `together`: see `Sweeper`. `below`: the lane of the cores beside a tier below the device, and what lies there.
+    """
     strategy, plan = config.pipeline, task.plan
-    policy = Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order)
-    experts = task.facts.expert_counts
-    few, scored = plan.sequences, plan.scored_batches
     return Sweeper(
-        experts, policy, predictor, residency, compute, worker, caches, few, scored, ahead=ahead, together=together
+        task.facts.expert_counts,
+        Policy(strategy.prefetch, plan.hot_experts, strategy.on_demand, strategy.order, strategy.misses),
+        predictor,
+        residency,
+        compute,
+        worker,
+        caches,
+        plan.sequences,
+        plan.scored_batches,
+        together=together,
+        ahead=ahead,
+        below=Below(*below, miss_costs(task)) if below and computes_below(config, task) else None,
     )
+
+
+def miss_costs(task: Task) -> MissCosts:
+    """What an expert that is missing takes, by the planner's own costs."""
+    costs = Costs(task.facts, task.terms.demand, task.terms.rates, task.terms.wishes)
+    batch = Work(task.plan.batch_size, 0, 1, 0)
+    attention = costs.attention(batch) / task.facts.num_layers
+    return MissCosts(costs.moving, costs.below_turn, costs.below_token, attention)

@@ -9,7 +9,7 @@ from weakref import ref
 import torch
 from rich.console import Console
 
-from klotski.core import Block, LaneName, Misses, Residents, SweepReport
+from klotski.core import Block, LaneName, Residents, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.caches import CachePlaces, MovingCaches, Place
 from klotski.executors.devices import Device, find_device, name_of
@@ -20,7 +20,16 @@ from klotski.executors.opening import open_for
 from klotski.executors.planning import describe, hardware_file
 from klotski.executors.rates import RateSamples
 from klotski.executors.recording import RecordingPredictor
-from klotski.executors.task import Task, find_checkpoint, find_shape, foresees, is_dummy, make_sweeper, prepare
+from klotski.executors.task import (
+    Task,
+    computes_below,
+    find_checkpoint,
+    find_shape,
+    foresees,
+    is_dummy,
+    make_sweeper,
+    prepare,
+)
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import Lane, ThreadLane
 from klotski.model import (
@@ -111,8 +120,6 @@ def configure(config: RunConfig, device: Device) -> None:
             logger.warning("the %s with %s is not used: this torch cannot use it", name, format_size(memory))
         if config.hw.host_memory != "auto":
             logger.warning("hw.host_memory is not used: without a GPU the device tier is CPU memory")
-    if config.pipeline.misses is Misses.cheapest:
-        logger.warning("pipeline.misses=cheapest moves all: computing on CPU what is not on the device is to come")
 
 
 def carry_out(
@@ -148,11 +155,11 @@ def carry_out(
         workspace = make_workspace(model, plan, device)
         carrier, host, ahead = make_carrier(model, task, device, source, disk, lane)
         cores = None
-        if plan.attends_below:
+        if plan.attends_below or computes_below(config, task):
             cores = ThreadLane(LaneName.CORES, recorder, log.clock)
             stack.callback(cores.close)
             lanes.append(cores)
-        caches, places = make_caches(plan, device, lane, cores)
+        caches, places = make_caches(plan, device, lane, cores if plan.attends_below else None)
         host += places.nbytes
         store = load_weights(model, plan, source, carrier, device, workspace, config.placement.residents)
         table = RoutingTable(model.shell.expert_counts)
@@ -164,10 +171,19 @@ def carry_out(
         predictor = create_predictor(config.pipeline.predictor, table)
         if config.record_routing:
             predictor = RecordingPredictor(predictor, log.routing)
-        worker = TorchWorker(model.shell, store, workspace)
+        worker = TorchWorker(model.shell, store, workspace, carrier.views_below)
         together = device.multiplies_together(model.shell.dtype)
         sweeper = make_sweeper(
-            config, task, predictor, store.residency, compute, worker, caches, ahead=ahead, together=together
+            config,
+            task,
+            predictor,
+            store.residency,
+            compute,
+            worker,
+            caches,
+            ahead=ahead,
+            together=together,
+            below=None if cores is None else (cores, carrier.below),
         )
         account.sweeping(sweeper.prefetch)
         stack.enter_context(recorder.telling(lambda: account.look(log.clock(), lanes, sweeper.waiting)))

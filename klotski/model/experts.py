@@ -9,7 +9,8 @@ the last bits follow the kernel.
 
 An expert's outputs begin at a multiple of `STEP` rows, so that products of rounded size need no
 copy to their place. Where a device begins products more slowly than it does small ones, experts whose
-parameters lie in one stack are multiplied at once, up to `ROWS` rows at a time.
+parameters lie in one stack are multiplied at once, up to `ROWS` rows at a time. The tokens of experts that are
+computed elsewhere, in CPU memory below a device, lie behind all others, leave as one, and come back as one.
 
 Everything large lies in a `Workspace` that is allocated once: on a virtual machine, fresh memory
 costs more than the arithmetic of a small expert.
@@ -28,7 +29,7 @@ from torch.nn.functional import embedding_bag, grouped_mm
 from transformers.integrations.moe import _default_apply_gate
 
 from klotski.core import STEP, product_rows
-from klotski.lanes.cuda import to_device
+from klotski.lanes.cuda import Landing, to_device
 from klotski.weights.memory import allocate, whole_pages
 
 __all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "WorkspaceShape", "count_tokens"]
@@ -101,7 +102,8 @@ class ExpertPhase:
     """One layer's experts over one group's tokens: `compute` each used expert, or a stack of them, then `outputs`.
 
     `counts`: tokens of each expert, over all calls. The host knows them, so that no device has to be asked.
-    `side_by_side`: experts whose outputs come first, in this order, as stacks of them need it.
+    `side_by_side`: experts whose outputs come first, in this order, as stacks of them need it. `below`: those that
+    are computed in CPU memory, by `compute_below` on any thread, and then brought back by `answer`.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class ExpertPhase:
         workspace: Workspace,
         counts: Sequence[int],
         side_by_side: Sequence[int] = (),
+        below: Sequence[int] = (),
     ) -> None:
         self._module: Any = calls[0].module
         self._space = workspace
@@ -119,8 +122,8 @@ class ExpertPhase:
         self._weights = torch.cat([call.weights for call in calls])
         choices = torch.cat([call.choices for call in calls])
         experts, order = choices.flatten().sort(stable=True)
-        self._rows = [product_rows(count) for count in counts]
-        self._starts = starts_of(self._rows, side_by_side)
+        self._rows = [count if expert in below else product_rows(count) for expert, count in enumerate(counts)]
+        self._starts = starts_of(self._rows, side_by_side, below)
         bounds = accumulate(counts, initial=0)  # of each expert's choices, as they are sorted
         shifts = torch.tensor([start - bound for start, bound in zip(self._starts, bounds, strict=False)])
         places = to_device(shifts, order.device)[experts] + torch.arange(len(order), device=order.device)
@@ -129,12 +132,19 @@ class ExpertPhase:
         self._places = self._places.view(choices.shape)
         self._tokens = order.new_zeros(sum(self._rows))  # whose output each row is; of rows beyond, any token's
         self._tokens[places] = order // choices.shape[1]
+        self._below = sum(self._rows) - sum(counts[expert] for expert in below)  # where the rows of these begin
+        self._asked: Landing | None = None
+        self._answers: torch.Tensor | None = None
+        if below:
+            self._leave()
 
     def compute(self, expert: int, views: Views) -> None:
         """One expert over all of its tokens; `views` are its parameters by their own names."""
         begin = self._starts[expert]
         for piece in even_pieces(begin, begin + self._rows[expert], ROWS):
-            expert_forward(self._module, views, self._space, self._gather(*piece))
+            tokens, out = self._gather(*piece)
+            expert_forward(self._module, views, tokens, out, self._space)
+            apply_norm(self._module, out)
 
     def compute_stack(self, experts: Sequence[int], views: Views) -> None:
         """Experts that were to be side by side, each over all of its tokens; `views` are their parameters [R, ...]."""
@@ -147,12 +157,40 @@ class ExpertPhase:
             else:
                 begin = self._starts[experts[first]]
                 some = {name: view[first:last] for name, view in views.items()}
-                stack_forward(self._module, some, rows, self._space, self._gather(begin, begin + sum(rows)))
+                tokens, out = self._gather(begin, begin + sum(rows))
+                stack_forward(self._module, some, rows, tokens, out, self._space)
+                apply_norm(self._module, out)
 
-    def _gather(self, begin: int, end: int) -> torch.Tensor:
-        """Get the tokens of some rows ready, and return where their outputs belong."""
-        torch.index_select(self._hidden, 0, self._tokens[begin:end], out=self._space.gathered[: end - begin])
-        return self._space.outputs[begin:end]
+    def compute_below(self, expert: int, views: Views) -> None:
+        """One expert over all of its tokens, in CPU memory, where its parameters are."""
+        assert self._asked is not None and self._answers is not None, "nothing was to be computed below"
+        begin = self._starts[expert] - self._below
+        tokens, answers = self._asked.numbers(), self._answers
+        for piece in even_pieces(begin, begin + self._rows[expert], ROWS):
+            rows = slice(*piece)
+            expert_forward(self._module, views, tokens[rows], answers[rows])
+
+    def answer(self) -> None:
+        """Bring back what came of the experts below, all of which have been computed."""
+        assert self._answers is not None, "nothing was computed below"
+        out = self._space.outputs[self._below : sum(self._rows)]
+        out.copy_(to_device(self._answers, out.device))
+        apply_norm(self._module, out)
+        self._asked = self._answers = None
+
+    def _leave(self) -> None:
+        """Send the tokens of experts below on their way, by the memory that what comes of them will return to."""
+        end = sum(self._rows)
+        tokens = self._space.outputs[self._below : end]
+        torch.index_select(self._hidden, 0, self._tokens[self._below : end], out=tokens)
+        self._asked = Landing(tokens)
+        self._answers = torch.empty(tokens.shape, dtype=tokens.dtype)
+
+    def _gather(self, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens of some rows, and where their outputs belong."""
+        tokens = self._space.gathered[: end - begin]
+        torch.index_select(self._hidden, 0, self._tokens[begin:end], out=tokens)
+        return tokens, self._space.outputs[begin:end]
 
     def outputs(self) -> tuple[torch.Tensor, ...]:
         """The combined output [T, H] of each call, in order; good until the next phase begins."""
@@ -195,40 +233,44 @@ def runs(rows: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
     yield begin, len(rows)
 
 
-def starts_of(rows: Sequence[int], first: Sequence[int]) -> list[int]:
-    """Where each expert's rows begin: those of `first` in their order, then the others in theirs."""
+def starts_of(rows: Sequence[int], first: Sequence[int], last: Sequence[int]) -> list[int]:
+    """Where each expert's rows begin: those of `first` in their order, the others in theirs, and those of `last`."""
     starts = [0] * len(rows)
     begin = 0
-    others = set(range(len(rows))).difference(first)
-    for expert in (*first, *sorted(others)):
+    others = set(range(len(rows))).difference(first, last)
+    for expert in (*first, *sorted(others), *last):
         starts[expert] = begin
         begin += rows[expert]
     return starts
 
 
-def expert_forward(module: Any, views: Views, space: Workspace, out: torch.Tensor) -> None:
-    """One expert over the first tokens gathered in `space`, into `out`, by the flags that the module carries."""
-    count = len(out)
-    tokens = space.gathered[:count]
+def expert_forward(
+    module: Any, views: Views, tokens: torch.Tensor, out: torch.Tensor, space: Workspace | None = None
+) -> None:
+    """One expert over `tokens`, into `out`, by the flags that the module carries.
+
+    `space`: memory for what comes between its products; None: fresh memory.
+    """
     up = name_of_up(module)
-    inside = first(space.inside, count, views[up].shape[-1 if module.is_transposed else -2])
-    gated = first(space.gated, count, views["down_proj"].shape[-2 if module.is_transposed else -1])
+    wide = views[up].shape[-1 if module.is_transposed else -2]
+    narrow = views["down_proj"].shape[-2 if module.is_transposed else -1]
+    inside = between(space.inside if space else None, tokens, wide)
+    gated = between(space.gated if space else None, tokens, narrow)
     project(tokens, views[up], views.get(f"{up}_bias"), module.is_transposed, inside)
     apply_gate(module, inside, gated)
     project(gated, views["down_proj"], views.get("down_proj_bias"), module.is_transposed, out)
-    apply_norm(module, out)
 
 
-def stack_forward(module: Any, views: Views, rows: Sequence[int], space: Workspace, out: torch.Tensor) -> None:
+def stack_forward(
+    module: Any, views: Views, rows: Sequence[int], tokens: torch.Tensor, out: torch.Tensor, space: Workspace
+) -> None:
     """The same for neighbours of a stack, so many rows each, whose parameters are [R, ...]."""
-    up = name_of_up(module)
+    up, is_transposed = name_of_up(module), module.is_transposed
     ends = to_device(torch.tensor(list(accumulate(rows)), dtype=torch.int32), out.device)
-    gated = first(space.gated, len(out), views["down_proj"].shape[-2 if module.is_transposed else -1])
-    tokens, is_transposed = space.gathered[: len(out)], module.is_transposed
+    gated = between(space.gated, tokens, views["down_proj"].shape[-2 if is_transposed else -1])
     inside = project_stack(tokens, views[up], views.get(f"{up}_bias"), is_transposed, rows, ends)
     apply_gate(module, inside, gated)
     out.copy_(project_stack(gated, views["down_proj"], views.get("down_proj_bias"), is_transposed, rows, ends))
-    apply_norm(module, out)
 
 
 def name_of_up(module: Any) -> str:
@@ -253,9 +295,11 @@ def apply_gate(module: Any, inside: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(module._apply_gate(inside))
 
 
-def first(memory: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """A matrix without gaps at the beginning of a larger one's memory."""
-    return memory.view(-1)[: rows * columns].view(rows, columns)
+def between(memory: torch.Tensor | None, tokens: torch.Tensor, width: int) -> torch.Tensor:
+    """A matrix without gaps, so many numbers for each token, at the beginning of a larger one's memory, or of fresh."""
+    if memory is None:
+        return tokens.new_empty((len(tokens), width))
+    return memory.view(-1)[: len(tokens) * width].view(len(tokens), width)
 
 
 def project(

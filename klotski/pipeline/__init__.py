@@ -1,8 +1,8 @@
 """The sweep, the policy behind it, and the group of batches that it drives."""
 
-from klotski.pipeline.contracts import Ahead, Batch, Caches, CachesAtHand, NothingAhead, Worker
+from klotski.pipeline.contracts import Ahead, Batch, Below, Caches, CachesAtHand, NothingAhead, Worker
 from klotski.pipeline.group import run_group
-from klotski.pipeline.policy import Policy
+from klotski.pipeline.policy import MissCosts, Policy
 from klotski.pipeline.predictors import Predictor, create_predictor
 from klotski.pipeline.routing_table import RoutingTable
 from klotski.pipeline.sweep import Sweeper
@@ -10,8 +10,10 @@ from klotski.pipeline.sweep import Sweeper
 __all__ = [
     "Ahead",
     "Batch",
+    "Below",
     "Caches",
     "CachesAtHand",
+    "MissCosts",
     "NothingAhead",
     "Policy",
     "Predictor",

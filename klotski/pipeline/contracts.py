@@ -1,12 +1,13 @@
-"""Who a sweep deals with: batches, the worker on the compute lane, where keys and values are, what is read ahead."""
+"""Who a sweep deals with: batches, the worker, where keys and values are, what is read ahead, what lies below."""
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Sequence, Set
+from typing import NamedTuple, Protocol
 
 from klotski.core import Block, Routing
-from klotski.lanes import Event
+from klotski.lanes import Event, Lane
+from klotski.pipeline.policy import MissCosts
 
-__all__ = ["Ahead", "Batch", "Caches", "CachesAtHand", "NothingAhead", "Worker"]
+__all__ = ["Ahead", "Batch", "Below", "Caches", "CachesAtHand", "NothingAhead", "Worker"]
 
 
 class Batch(Protocol):
@@ -76,8 +77,8 @@ class Worker(Protocol):
     def enter(self, layer: int) -> None:
         """The layer's dense part is here: make the model use it."""
 
-    def gather(self, layer: int, group: Sequence[Batch]) -> None:
-        """Sort the tokens of all batches by the experts that they chose."""
+    def gather(self, layer: int, group: Sequence[Batch], below: Sequence[int]) -> None:
+        """Sort the tokens of all batches by the experts that they chose; those of experts `below` go there."""
 
     def compute(self, layer: int, expert: int) -> None:
         """Compute one expert over its tokens."""
@@ -85,11 +86,28 @@ class Worker(Protocol):
     def compute_together(self, layer: int, experts: Sequence[int]) -> None:
         """Compute several experts that stay for the whole run, each over its tokens."""
 
+    def compute_below(self, layer: int, expert: int) -> None:
+        """Compute one expert over its tokens where it lies. Not on the compute lane, but on that of the cores."""
+
+    def answer(self, layer: int) -> None:
+        """Bring back what came of all experts that were computed below."""
+
     def combine(self, layer: int) -> None:
         """Sum the experts' outputs and hand each batch its own."""
 
     def score(self, batches: Sequence[Batch]) -> None:
         """Give each of these batches the scores of its next tokens."""
+
+
+class Below(NamedTuple):
+    """Experts that can be computed where they lie, in CPU memory below a device, instead of being moved.
+
+    `lane`: of the cores that do it. `blocks`: those that are there for the whole run.
+    """
+
+    lane: Lane
+    blocks: Set[Block]
+    costs: MissCosts
 
 
 class Caches(Protocol):

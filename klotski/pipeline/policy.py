@@ -1,20 +1,34 @@
 """Which blocks to bring and which expert to compute next: pure functions of what is known.
 
-A strategy is a `Policy`, four switches of the config. There is one policy, so that every
+A strategy is a `Policy`, five switches of the config. There is one policy, so that every
 difference between two strategies is an override.
 """
 
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
-from klotski.core import OnDemand, Order, Prefetch
+from klotski.core import Misses, OnDemand, Order, Prefetch
 
-__all__ = ["Policy"]
+__all__ = ["MissCosts", "Policy"]
 
 LIKELY = 0.5  # chance of being used, from which an expert is worth reading far ahead
 SURE = 0.9  # likewise, worth bringing for want of a hotter one
+MOST_BELOW = 4096  # tokens of a layer's experts that are computed where they lie: what they take there was not planned
 BY_INDEX = (Order.index, Order.batch)
+
+
+class MissCosts(NamedTuple):
+    """Seconds that it takes to move an expert, and to compute one where it lies: whatever its tokens, and for each.
+
+    `attention`: of a batch in a layer, before its router speaks.
+    """
+
+    moving: float
+    turn: float
+    token: float
+    attention: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,7 @@ class Policy:
     hot: int
     on_demand: OnDemand
     order: Order
+    misses: Misses = Misses.move
 
     def ahead(self, scores: Sequence[float], *, is_entered: bool = True) -> list[int]:
         """Experts to bring before the layer's routing is known, most urgent first.
@@ -75,6 +90,25 @@ class Policy:
         """Experts that one batch's routing asks for, but for `asked`, in the order in which to send for them."""
         used = [expert for expert, count in enumerate(counts) if count and expert not in asked]
         return used if self.order in BY_INDEX else hottest(used, counts)
+
+    def below(self, tokens: Mapping[int, float], costs: MissCosts, link: float = 0.0, cores: float = 0.0) -> list[int]:
+        """Of experts that are missing, with so many tokens each, those to compute where they lie, coldest first.
+
+        As many of the coldest as let the link, which brings the others, and the cores end soonest. `link`, `cores`:
+        seconds for which they are taken already.
+        """
+        if self.misses is Misses.move:
+            return []
+        coldest = sorted(tokens, key=lambda expert: (tokens[expert], -expert))
+        soonest, best, total = link + len(coldest) * costs.moving, 0, 0.0
+        for count, expert in enumerate(coldest, start=1):
+            total += tokens[expert]
+            cores += costs.turn + tokens[expert] * costs.token
+            end = max(cores, link + (len(coldest) - count) * costs.moving)
+            if end >= soonest or total > MOST_BELOW:
+                break
+            soonest, best = end, count
+        return coldest[:best]
 
     def choose(self, remaining: Mapping[int, int], here: Collection[int], coming: Iterable[int]) -> int:
         """The expert to compute next.

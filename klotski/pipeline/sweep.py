@@ -7,7 +7,8 @@ one, the head scores the next tokens of several batches at once.
 What is sent for first: experts that routers have asked for, then dense parts, then guesses at hot experts.
 Each waits in a queue until a slot is free. Once all experts of a layer are on their way, the next
 layer's dense part and guesses follow. Where memory lies between disk and device, what the next layers will
-probably use is read there meanwhile.
+probably use is read there meanwhile, and cores beside that memory may compute experts that lie there and are missing
+on the device: some of them, so that these have been computed when the others have been moved.
 
 Written once, against lanes and residency: on thread lanes it runs a model, on virtual lanes it is
 the simulator.
@@ -19,7 +20,8 @@ from functools import partial
 
 from klotski.core import Block, Compute, OnDemand, Operation, Order, PrefetchCount, Routing
 from klotski.lanes import Event, Lane
-from klotski.pipeline.contracts import Ahead, Batch, Caches, NothingAhead, Worker
+from klotski.pipeline.contracts import Ahead, Batch, Below, Caches, NothingAhead, Worker
+from klotski.pipeline.cores_share import CoresShare
 from klotski.pipeline.policy import Policy, hottest
 from klotski.pipeline.predictors import Predictor
 from klotski.weights.residency import Residency
@@ -32,7 +34,8 @@ class Sweeper:
 
     `experts`: how many each layer has, 0 for a layer without. `few`: tokens of a sweep that leaves the
     memory of lent slots alone, at most. `scored`: batches whose next tokens are scored at once. `together`:
-    experts that stay are computed at once, when the first of them has its turn.
+    experts that stay are computed at once, when the first of them has its turn. `below`: None, if all that is
+    missing is moved.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Sweeper:
         *,
         together: bool = False,
         ahead: Ahead | None = None,
+        below: Below | None = None,
     ) -> None:
         self._experts = experts
         self._blocks = [[Block(layer, expert) for expert in range(count)] for layer, count in enumerate(experts)]
@@ -57,8 +61,10 @@ class Sweeper:
         self._together = together
         self._ahead = ahead or NothingAhead()
         self._reads_on = ahead is not None and policy.reads_on
+        self._share = CoresShare(self._blocks, policy, below)
         self._entered = -1  # the layer that is being computed, counted through all sweeps
         self._expected = -1  # likewise, the last one whose blocks are expected
+        self._tokens = 0  # of the sweep
         self._choices = 1.0  # of experts, that the group's tokens make in a layer
         self._policy = policy
         self._predictor = predictor
@@ -79,7 +85,7 @@ class Sweeper:
 
     def sweep(self, group: Sequence[Batch]) -> None:
         """Take every batch through all layers; each ends at the first layer again, or finished."""
-        tokens = sum(batch.tokens for batch in group)
+        self._tokens = tokens = sum(batch.tokens for batch in group)
         self._choices = max(self._choices, tokens)  # each makes one or more; a prompt's last layer has seen few of them
         if tokens <= self._few:
             self._residency.lend(self._ended)
@@ -101,6 +107,7 @@ class Sweeper:
         """Give back what was brought for a sweep that will not come, once it is here; another may begin afterwards."""
         for waiting in (self._demanded, self._dense, self._guesses, self._guessed, self._claimed):
             waiting.clear()
+        self._share.clear()
         for block in self._residency.held():
             self._residency.release(block)
         self._ahead.close()
@@ -132,6 +139,7 @@ class Sweeper:
         """The batches' passes, and the tokens of each expert over all of them (None: no experts)."""
         after = self._residency.arrival(Block(layer))
         self._asked.clear()
+        self._share.enter(len(group), sum(block.layer == layer for block in self._guessed))
         uses: list[Event] = []
         routings: dict[int, Routing] = {}
         silent: deque[Batch] = deque()  # whose routers have not been heard yet
@@ -169,7 +177,7 @@ class Sweeper:
         routing = batch.routing
         if routing is not None:
             routings[batch.index] = routing
-            self._demand(layer, routing)
+            self._demand(layer, routing, self._tokens / batch.tokens)
 
     def _bring_caches(self, turn: int, group: Sequence[Batch]) -> None:
         """Send for the caches of the batches whose turns come next, layer after layer; there is room for so many."""
@@ -183,8 +191,11 @@ class Sweeper:
         self._worker.enter(layer)
         batch.resume()
 
-    def _demand(self, layer: int, routing: Routing) -> None:
-        """Send for the experts that a batch has just asked for, unless they wait for their turn."""
+    def _demand(self, layer: int, routing: Routing, parts: float) -> None:
+        """Send for the experts that a batch, one of so many equal parts of the group, has just asked for.
+
+        Not for those that wait for their turn, or that the cores will probably compute.
+        """
         if self._policy.on_demand is OnDemand.lazy:
             return
         residency, blocks, asked = self._residency, self._blocks[layer], self._asked
@@ -199,10 +210,29 @@ class Sweeper:
                 residency.claim(block)
             else:
                 missing.append(block)
-                self._demanded[block] = None
                 self._guesses.pop(block, None)
-        self._ahead.expect(missing, is_urgent=True)
+        expected = {block.expert: parts * routing.counts[block.expert] for block in missing}
+        moving = len(self._demanded) + sum(1 for _ in residency.coming(layer))
+        held_back = self._share.hold_back(layer, expected, moving)
+        wanted = [block for block in missing if block not in held_back]
+        self._demanded |= dict.fromkeys(wanted)
+        self._ahead.expect(wanted, is_urgent=True)
         self._pump()
+
+    def _settle_share(self, layer: int, counts: Sequence[int]) -> dict[int, int]:
+        """All routing is known: the experts that the cores will compute, and the tokens of each.
+
+        What they were to compute, and is better moved, is sent for.
+        """
+        blocks, residency = self._blocks[layer], self._residency
+        used = {expert: count for expert, count in enumerate(counts) if count}
+        missing = {expert: count for expert, count in used.items() if not residency.is_known(blocks[expert])}
+        left, wanted = self._share.settle(layer, missing, sum(1 for _ in residency.coming(layer)))
+        for expert in left:
+            self._demanded.pop(blocks[expert], None)
+        self._demanded |= dict.fromkeys(wanted)
+        self._pump()
+        return {expert: counts[expert] for expert in left}
 
     def _settle_guesses(self, layer: int, counts: Sequence[int]) -> None:
         """All routing is known: forget the layer's open guesses and give back the wrong ones."""
@@ -226,13 +256,17 @@ class Sweeper:
         self.prefetch[layer].among_hottest += len(set(named) & set(truly))
 
     def _compute_experts(self, layer: int, group: Sequence[Batch], counts: Sequence[int]) -> None:
-        remaining = {expert: count for expert, count in enumerate(counts) if count}
+        left = self._settle_share(layer, counts)
+        remaining = {expert: count for expert, count in enumerate(counts) if count and expert not in left}
         residents = self._residency.resident_experts(layer)
         # All of these are here, so that only the first in the policy's order can be next.
         resting = deque(expert for expert in self._policy.demand(counts) if expert in residents)
-        tokens = sum(remaining.values())
+        tokens = sum(counts)
         gather = Operation(Compute.GATHER, layer, tokens=tokens)
-        self._compute.submit(gather, partial(self._worker.gather, layer, group), self._awaited(layer))
+        gathered = self._compute.submit(
+            gather, partial(self._worker.gather, layer, group, list(left)), self._awaited(layer)
+        )
+        answers = self._share.compute(layer, left, self._worker, gathered)
         looked_ahead = False
         while remaining:
             if not self._demanded and not looked_ahead:
@@ -253,6 +287,11 @@ class Sweeper:
             )
             self._residency.release(block, done)
             self._pump()
+        if answers:
+            if not looked_ahead:
+                self._bring_ahead((layer + 1) % len(self._experts))
+            answer = Operation(Compute.ANSWER, layer, tokens=sum(left.values()))
+            self._compute.submit(answer, partial(self._worker.answer, layer), answers)
         combine = Operation(Compute.COMBINE, layer, tokens=tokens)
         self._ended = (self._compute.submit(combine, partial(self._worker.combine, layer)),)
 
@@ -301,7 +340,9 @@ class Sweeper:
             self._dense[Block(layer)] = None
         scores, staying = self._predictor.scores(layer), self._residency.resident_experts(layer)
         named = self._policy.ahead(scores, is_entered=is_entered)
-        for expert in (*named, *self._policy.instead(named, scores, self._choices, staying)):
+        left = self._share.foresee(layer, scores, self._choices, staying)
+        ahead = (*named, *self._policy.instead(named, scores, self._choices, staying))
+        for expert in [expert for expert in ahead if expert not in left]:
             block = self._blocks[layer][expert]
             if not self._residency.is_known(block):
                 self._guesses[block] = None

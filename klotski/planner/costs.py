@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from klotski.core import STEP, OnDemand, Prefetch, Products
+from klotski.core import STEP, Misses, OnDemand, Prefetch, Products
 from klotski.planner.demand import Demand, Group
 from klotski.planner.facts import ModelFacts
 from klotski.planner.memory import SCORED
@@ -58,6 +58,7 @@ class Seconds(NamedTuple):
     cache: float  # on its way into attention: keys and values of earlier tokens
     experts: float
     head: float
+    below: float = 0.0  # of the cores beside a GPU, for experts that they compute where these lie
 
     @property
     def arithmetic(self) -> float:
@@ -125,13 +126,16 @@ class Costs:
         room = self.below if streamed + largest <= self.below else max(0, self.below - self.window * largest)
         return max(0.0, 1 - room / streamed) if streamed else 0.0
 
-    def _arriving(self, nbytes: float, work: Work, from_disk: float) -> float:
-        """Seconds in which so many bytes of blocks arrive, with the keys and values that come the same way."""
+    def _arriving(self, nbytes: float, work: Work, read: float) -> float:
+        """Seconds in which so many bytes of blocks arrive, with the keys and values that come the same way.
+
+        `read`: bytes of these blocks that come from disk.
+        """
         rates = self.rates
         if rates.link is None:
             return nbytes / rates.disk
         kv = work.context * self.facts.kv_bytes if self.kv_moves and not self.attends_below else 0.0
-        return max((nbytes + kv) / rates.link, nbytes * from_disk / rates.disk)
+        return max((nbytes + kv) / rates.link, read / rates.disk)
 
     def leaving(self, work: Work) -> float:
         """Seconds in which new keys and values go back."""
@@ -154,7 +158,7 @@ class Costs:
         """The same, with what it is made of."""
         share = pace.reading / pace.sweeps
         both = (share, pace.reads, slots[0]), (1 - share, pace.decodes, sum(slots))
-        nbytes = sum(weight * using(work.tokens).nbytes for weight, work, _ in both)
+        nbytes = sum(weight * self._coming(work, using)[0].nbytes for weight, work, _ in both)
         sweeps = [[weight * part for part in self.sweep(work, count, using)] for weight, work, count in both]
         mean = Seconds(*(sum(parts) for parts in zip(*sweeps, strict=True)))
         return Forecast(mean.total * pace.sweeps, pace.sweeps, nbytes, mean)
@@ -197,16 +201,17 @@ class Costs:
         Neither takes equally long each time, so that one waits for the other now and then: the more slots
         between them, the less. With a single slot they take turns.
         """
-        use, from_disk = using(work.tokens), self._from_disk(using)
+        use, below = self._coming(work, using)
+        read = self._from_disk(using) * using(work.tokens).nbytes
         attention, cache, head = self.attention(work), self.cache(work), self.head(work)
         experts = self.experts(work.tokens, self.products(work, use, using))
         looking = self.looking(attention, cache, work)
-        arithmetic, arrivals = looking + experts + head, self._arriving(use.nbytes, work, from_disk)
+        arithmetic, arrivals = looking + experts + head, self._arriving(use.nbytes, work, read)
         if not self.overlaps or expert_slots < BUSY_SLOTS:
             waits = use.nbytes / self.facts.mean_expert
             arrivals, experts = arrivals + waits * self.start, experts + waits * self.rates.wake
             arithmetic += waits * self.rates.wake
-            return Seconds(arrivals + arithmetic, arrivals, attention, cache, experts, head)
+            return Seconds(max(arrivals, below) + arithmetic, arrivals, attention, cache, experts, head, below)
         lost = (self.shared + UNEVEN / (expert_slots - 1)) * min(arrivals, experts)
         if self.rates.link is not None:
             lost += BEGUN * min(arrivals, arithmetic)
@@ -214,7 +219,7 @@ class Costs:
             dense = use.dense / max(1.0, use.nbytes) * arrivals
             total = max(looking, arrivals - dense) + max(experts, dense) + head
         else:
-            arrival = self._arrival(from_disk)
+            arrival = self._arrival(read / max(1.0, use.nbytes))
             ahead = (expert_slots - BUSY_SLOTS) * self.facts.mean_expert / arrival
             link = self.rates.link
             if self.wishes.prefetch is not Prefetch.none and link is not None and arrival < link:
@@ -223,8 +228,42 @@ class Costs:
             layers = self.facts.num_layers
             layer = looking / layers
             idle = (layers - 1) * max(0.0, layer - ahead) + max(0.0, layer + head - ahead)
-            total = max(arrivals + idle, arithmetic)
-        return Seconds(max(total + lost, self.leaving(work)), arrivals, attention, cache, experts, head)
+            total = max(arrivals + idle, arithmetic, looking + below)
+        return Seconds(max(total + lost, self.leaving(work)), arrivals, attention, cache, experts, head, below)
+
+    @property
+    def moving(self) -> float:
+        """Seconds in which an expert comes into a GPU from CPU memory; endless where there is none."""
+        return self.facts.largest_expert / self.rates.link if self.rates.link else math.inf
+
+    @property
+    def below_turn(self) -> float:
+        """Seconds of an expert that the cores beside a GPU compute where it lies, whatever its tokens."""
+        return self.rates.step + self.facts.largest_expert / self.rates.cores_product
+
+    @property
+    def below_token(self) -> float:
+        """And for each token."""
+        return self.facts.expert_flops / self.facts.choices / self.rates.cores
+
+    def _coming(self, work: Work, using: Using) -> tuple[Use, float]:
+        """What a sweep uses, without what the cores compute where it lies, and their seconds for that.
+
+        They begin when a layer's routers have spoken, and as many experts are left to them as let them end with what
+        moves meanwhile, in the mean.
+        """
+        use = using(work.tokens)
+        if self.wishes.misses is Misses.move or self.rates.link is None or not use.experts:
+            return use, 0.0
+        from_disk = self._from_disk(using)
+        tokens = work.tokens * self.facts.choices / use.computed
+        one = self.below_turn + tokens * self.below_token
+        looking = self.looking(self.attention(work), self.cache(work), work)
+        sooner = self._arriving(use.nbytes, work, 0.0) - looking
+        lying = (1 - from_disk) * use.experts / self.facts.mean_expert
+        left = max(0.0, min(sooner / (self.moving + one), lying))
+        less = use._replace(experts=use.experts - left * self.facts.mean_expert, computed=use.computed - left)
+        return less, left * one
 
     def looking(self, attention: float, cache: float, work: Work) -> float:
         """Seconds of all layers' attention: cores that look at keys and values do so while other batches are computed.

@@ -12,12 +12,13 @@ class Rates(NamedTuple):
     `disk`: bytes a second at which blocks come from disk; `start`: seconds that a disk at rest takes longer for a
     block than one that is at work already. `link`: bytes a second from CPU memory to a GPU, and `back` from there;
     None: arithmetic happens in CPU memory. `below`: bytes a second of keys and values that the cores look at in CPU
-    memory below a GPU. `memory`: bytes a second of cached keys and of the head's weights; `product`: of an expert's
-    weights on their way into a product, beside what its rows take. `compute`: operations a second at which experts are
-    multiplied; `dense_share`: of these, what a layer's dense part reaches, with all that goes on between its products.
-    `turn`, `step`: seconds of a batch's turn in a layer and of an expert's turn, whatever their size; `between`: of the
-    pipeline's own, from one operation to the next; `wake`: what an operation takes longer once the cores have waited
-    for so long that they rest.
+    memory below a GPU; `cores`: operations a second at which they multiply experts there, and `cores_product`: bytes a
+    second of these on their way into a product. `memory`: bytes a second of cached keys and of the head's weights;
+    `product`: of an expert's weights on their way into a product, beside what its rows take. `compute`: operations a
+    second at which experts are multiplied; `dense_share`: of these, what a layer's dense part reaches, with all that
+    goes on between its products. `turn`, `step`: seconds of a batch's turn in a layer and of an expert's turn, whatever
+    their size; `between`: of the pipeline's own, from one operation to the next; `wake`: what an operation takes longer
+    once the cores have waited for so long that they rest.
     """
 
     disk: float
@@ -34,6 +35,8 @@ class Rates(NamedTuple):
     link: float | None = None
     back: float | None = None
     below: float = 2e10
+    cores: float = 4e11
+    cores_product: float = 2e10
     reasons: Mapping[str, str] = {}
 
     def why(self, name: str) -> str:
@@ -70,5 +73,7 @@ NOMINAL_GPU = Rates(
     link=2.5e10,
     back=2.5e10,
     below=5e10,
+    cores=1e12,
+    cores_product=5e10,
 )
 """Where nothing is known of a GPU: about an RTX 4090's, as in conf/hw. None of it has been measured on one."""

@@ -46,6 +46,8 @@ REACHES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "compute": ("arithmetic", format_flops),
     "memory": ("memory, of cached keys", per_second),
     "below": ("memory below, of cached keys", per_second),
+    "cores": ("arithmetic on the cores", format_flops),
+    "cores_product": ("weights into a product there", per_second),
     "product": ("weights into a product", per_second),
     "turn": ("a batch's turn in a layer", short),
     "step": ("an expert's turn", short),
@@ -53,7 +55,7 @@ REACHES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "wake": ("after a long wait", short),
 }
 """Of the rates, what each is called, and how it is written."""
-NOT_OF_CORES, NOT_OF_A_GPU = ("back", "below"), ("wake",)
+NOT_OF_CORES, NOT_OF_A_GPU = ("back", "below", "cores", "cores_product"), ("wake",)
 
 
 def show_plan(plan: Plan, facts: ModelFacts, console: Console) -> None:
@@ -138,3 +140,5 @@ def predictions(plan: Plan) -> Iterable[tuple[str, str]]:
     yield "  cached keys and values", format_seconds(sweep.cache)
     yield "  experts", format_seconds(sweep.experts)
     yield "  head", format_seconds(sweep.head)
+    if sweep.below:
+        yield "  experts on the cores", format_seconds(sweep.below)

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from klotski.core import OnDemand, Prefetch, Products, Residents
+from klotski.core import Misses, OnDemand, Prefetch, Products, Residents
 from klotski.planner.demand import Demand
 from klotski.planner.facts import ModelFacts
 from klotski.planner.rates import NOMINAL, Rates
@@ -32,6 +32,7 @@ class Wishes(NamedTuple):
     prefetch: Prefetch = Prefetch.hot
     on_demand: OnDemand = OnDemand.eager
     products: Products = Products.group
+    misses: Misses = Misses.move
     kv_moves: bool | None = None  # from CPU memory below a GPU, and back there
     attends_below: bool | None = None  # once prompts have been read, they stay there, and the cores look at them
 

@@ -92,7 +92,8 @@ class PipelineConfig:
     on_demand: OnDemand = OnDemand.eager
     order: Order = Order.arrival
     misses: Misses = Misses.move
-    """`cheapest` needs a tier below that can compute; where that is a disk, all are moved."""
+    """`cheapest`: of the experts that are not on a GPU, and lie in CPU memory below it, the cores compute there as many
+    of the coldest as lets them end with what moves meanwhile. Where the tier below is a disk, all are moved."""
     products: Products = Products.group
     """`batch`: an expert is multiplied once for each batch, as in other engines. Only predicted."""
 

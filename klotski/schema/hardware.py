@@ -68,6 +68,11 @@ class HwConfig:
     """What cached keys and the head's weights come out of memory at, to plan by: `800GB/s`."""
     host_memory_bandwidth: str = "auto"
     """What the cores look at keys and values in CPU memory below a GPU at, to plan by: `50GB/s`."""
+    host_compute_rate: str = "auto"
+    """What the cores beside a GPU multiply experts at where these lie in CPU memory, to plan by: `1TFLOP/s`. `auto`:
+    measured, if there is a GPU."""
+    host_product_bandwidth: str = "auto"
+    """What an expert's weights come into a product at there. `auto`: measured, or `host_memory_bandwidth`."""
     product_bandwidth: str = "auto"
     """What an expert's weights come into a product at, beside what its rows take, to plan by. `auto`: what earlier runs
     of the model measured, or `memory_bandwidth`."""
@@ -114,6 +119,8 @@ PLAUSIBLE = {
     # Two sockets of twelve channels of DDR5 have 1.2 TB/s; the largest GPUs 8 TB/s.
     "memory_bandwidth": Range("B", 1e9, 1.3e12, 1e13),
     "host_memory_bandwidth": Range("B", 1e9, 1.3e12, 1.3e12),
+    "host_compute_rate": Range("FLOP", 1e8, 1e15, 1e15),
+    "host_product_bandwidth": Range("B", 1e5, 1.3e12, 1.3e12),
     # An expert of a few kilobytes is done before it has got under way.
     "product_bandwidth": Range("B", 1e5, 1.3e12, 1e13),
     # Two sockets with matrix units reach some hundred TFLOP/s; a B200 has a peak of 2.3 PFLOP/s in bfloat16.
@@ -142,7 +149,7 @@ OF_EACH = (
     "operation_overhead",
 )
 """What has to be said of a certain machine."""
-OF_A_GPU = ("link_bandwidth", "link_bandwidth_back", "host_memory", "host_memory_bandwidth")
+OF_A_GPU = ("link_bandwidth", "link_bandwidth_back", "host_memory", "host_memory_bandwidth", "host_compute_rate")
 """And, if it has a GPU, of the way there and what lies below."""
 OF_CORES = ("product_bandwidth", "wake_overhead")
 """And otherwise, of cores that multiply."""

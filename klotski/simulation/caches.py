@@ -22,7 +22,8 @@ FIRST = -1  # before blocks: a batch's turn comes before that of the experts tha
 class HostCaches:
     """Caches that are moved, through so many slots on the device; see `pipeline.Caches`.
 
-    `wire`: into the GPU, which blocks take as well. `batches`: those under way, by index.
+    `wire`: into the GPU, which blocks take as well. `cores`: who looks at what stays, for as long as `CoresDurations`
+    says. `batches`: those under way, by index.
     """
 
     def __init__(
@@ -31,18 +32,19 @@ class HostCaches:
         rates: Rates,
         slots: int,
         wire: VirtualWire,
+        cores: Lane,
         sink: SpanSink,
         clock: VirtualClock,
         batches: Mapping[int, SyntheticBatch],
     ) -> None:
         assert rates.link is not None and rates.back is not None, "there is no way to a GPU"
-        link, back, below = rates.link, rates.back, rates.below
+        link, back = rates.link, rates.back
         self.ahead = slots - 1
         self._layer_bytes = facts.kv_bytes / facts.num_layers
         self._batches = batches
         self._inward: Lane = VirtualLane(LaneName.KV_IN, sink, clock, lambda each: each.nbytes / link, 0.0, wire, FIRST)
         self._outward: Lane = VirtualLane(LaneName.KV_OUT, sink, clock, lambda each: each.nbytes / back)
-        self._cores: Lane = VirtualLane(LaneName.CORES, sink, clock, lambda each: each.nbytes / below)
+        self._cores = cores
         self._free: deque[tuple[Event, ...]] = deque(() for _ in range(slots))
         self._brought: deque[tuple[int, int, tuple[Event, ...]]] = deque()  # batch, layer, arrival
 
@@ -85,7 +87,6 @@ class HostCaches:
         """Let all that waits have its time."""
         self._inward.close()
         self._outward.close()
-        self._cores.close()
 
 
 def nothing() -> None:

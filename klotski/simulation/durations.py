@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 
 from klotski.core import STEP, Compute, Operation, Products, product_rows
+from klotski.pipeline import MissCosts
 from klotski.planner.costs import SHARED, Costs, Work
 from klotski.simulation.batch import SyntheticBatch
 
-__all__ = ["Durations"]
+__all__ = ["CoresDurations", "Durations"]
 
 
 class Durations:
@@ -66,3 +67,20 @@ class Durations:
             return 1
         routings = (batch.routing for batch in self._batches.values())
         return sum(routing.counts[operation.expert] > 0 for routing in routings if routing is not None)
+
+
+class CoresDurations:
+    """Seconds of operations on the cores beside a GPU: attention over what stays there, and experts.
+
+    `looking`: bytes a second. `costs`: of an expert that they compute.
+    """
+
+    def __init__(self, looking: float, costs: MissCosts) -> None:
+        self._looking = looking
+        self._costs = costs
+
+    def __call__(self, operation: Operation) -> float:
+        """Seconds of one operation."""
+        if operation.kind == Compute.EXPERT:
+            return self._costs.turn + operation.tokens * self._costs.token
+        return operation.nbytes / self._looking

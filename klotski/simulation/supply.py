@@ -1,6 +1,6 @@
 """Where blocks come from, in virtual time: disk, or CPU memory and, for what it has no room for, disk."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from math import inf
 
 from klotski.core import Block, LaneName, Operation
@@ -42,12 +42,13 @@ class Supply:
         self._link: VirtualLane | None = None
         self.wire = VirtualWire(sink, clock, PIECE / rates.link if rates.link else inf)
         """Into the GPU, if there is one."""
-        self._on_host: set[Block] = set()
+        self.below: Set[Block] = frozenset()
+        """What lies in CPU memory below a GPU for the whole run."""
         if (speed := rates.link) is not None:
             self._link = VirtualLane(
                 LaneName.LINK, sink, clock, lambda operation: operation.nbytes / speed, 0.0, self.wire
             )
-            self._on_host = set(first_blocks(facts, order, host))
+            self.below = frozenset(first_blocks(facts, order, host))
             self.window = Window(
                 places, self._disk, self._link, self._is_on_disk, self._operations.__getitem__, nothing
             )
@@ -78,12 +79,12 @@ class Supply:
         operation = self._operations[block]
         if self._link is None:
             return self._disk.submit(operation, nothing, tuple(after))
-        if block in self._on_host:
+        if block in self.below:
             return self._link.submit(operation, nothing, tuple(after))
         return self.window.carry(block, nothing, after)
 
     def _is_on_disk(self, block: Block) -> bool:
-        return block not in self._on_host
+        return block not in self.below
 
 
 def nothing(*_: object) -> None:

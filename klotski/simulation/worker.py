@@ -13,13 +13,19 @@ class IdleWorker:
     def enter(self, layer: int) -> None:
         """Nothing."""
 
-    def gather(self, layer: int, group: Sequence[Batch]) -> None:
+    def gather(self, layer: int, group: Sequence[Batch], below: Sequence[int]) -> None:
         """Nothing."""
 
     def compute(self, layer: int, expert: int) -> None:
         """Nothing."""
 
     def compute_together(self, layer: int, experts: Sequence[int]) -> None:
+        """Nothing."""
+
+    def compute_below(self, layer: int, expert: int) -> None:
+        """Nothing."""
+
+    def answer(self, layer: int) -> None:
         """Nothing."""
 
     def combine(self, layer: int) -> None:

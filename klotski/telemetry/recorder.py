@@ -72,7 +72,7 @@ class ExpertCounts:
 
     def add(self, lane: str, operation: Operation) -> None:
         """Take an operation on one expert, or on several."""
-        if lane != LaneName.COMPUTE:
+        if lane not in (LaneName.COMPUTE, LaneName.CORES):
             self._arrivals[lane][operation.layer, operation.expert] += 1
         elif operation.kind == Compute.EXPERT:
             for expert, tokens in operation.parts or ((operation.expert, operation.tokens),):

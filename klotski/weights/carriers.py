@@ -5,7 +5,7 @@ memory there is one way, straight from disk. Below a GPU some blocks lie in CPU 
 run, pinned; the others come from disk through a window there.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from functools import partial
 from typing import Protocol
 
@@ -36,15 +36,24 @@ class Source(Protocol):
 class Carrier(Protocol):
     """Brings blocks to where arithmetic happens."""
 
+    @property
+    def below(self) -> Set[Block]:
+        """Blocks that lie in CPU memory on the way, for the whole run."""
+
     def carry(self, block: Block, memory: torch.Tensor, after: Collection[Event]) -> Event:
         """Begin to fill memory of the device (uint8) with a block, after these events."""
 
     def start(self, block: Block, memory: torch.Tensor) -> Pending:
         """The same, past the lanes, while they are at rest."""
 
+    def views_below(self, block: Block) -> dict[str, torch.Tensor]:
+        """The parameters, by name, of a block that lies there."""
+
 
 class FromDisk:
     """Blocks are read to where they are used."""
+
+    below: Set[Block] = frozenset()
 
     def __init__(self, layouts: Mapping[Block, BlockLayout], source: Source, disk: Lane) -> None:
         self._layouts = layouts
@@ -61,6 +70,10 @@ class FromDisk:
     def start(self, block: Block, memory: torch.Tensor) -> Pending:
         """Begin to read a block past the lane."""
         return self._source.start(self._layouts[block], memory)
+
+    def views_below(self, block: Block) -> dict[str, torch.Tensor]:
+        """Never called: nothing lies between the disk and where it is used."""
+        raise NotImplementedError
 
 
 class ThroughHost:
@@ -93,6 +106,11 @@ class ThroughHost:
         self.window = Window(places, disk, link, self._is_on_disk, self._operation, self._read)
 
     @property
+    def below(self) -> Set[Block]:
+        """The blocks that stay in CPU memory."""
+        return self._host.keys()
+
+    @property
     def nbytes(self) -> int:
         """Bytes of CPU memory that were taken."""
         return sum(memory.numel() for memory in self._host.values()) + self._places.numel()
@@ -123,6 +141,10 @@ class ThroughHost:
             self._source.read(layout, here)
         self._fill(memory, here, layout)
         return Filled()
+
+    def views_below(self, block: Block) -> dict[str, torch.Tensor]:
+        """A block's parameters where it stays in CPU memory."""
+        return self._layouts[block].views_of(self._host[block])
 
     def _is_on_disk(self, block: Block) -> bool:
         return block not in self._host

@@ -14,6 +14,7 @@ from tests.card import Card
 from tests.engine import read_lines, read_results, run_requests
 from tests.parity.test_architectures import unequal_requests
 from tests.reference import plain_generate
+from tests.tiers.schedules import FAST_CORES
 
 REQUESTS = unequal_requests(12)
 WAITS_OF_A_SAMPLE = 3  # which tokens are new; has every sequence ended; is there padding
@@ -46,6 +47,18 @@ def test_tokens_are_those_of_the_cores(
     metrics = run(card, tmp_path, model, f"placement.attention={attention}")
     assert read_results(tmp_path) == plain_generate(model, REQUESTS)
     assert metrics["bytes_moved"]["link"] and metrics["bytes_moved"]["kv_out"]
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "gpt_oss", "deepseek_v3", "qwen3_next", "olmoe"])
+def test_tokens_are_the_same_where_the_cores_compute_experts(
+    architecture: str, card: AbstractContextManager[object], tmp_path: Path
+) -> None:
+    model = save_checkpoint(architecture, tmp_path / "model")
+    metrics = run(card, tmp_path, model, "pipeline.misses=cheapest", *FAST_CORES)
+    assert read_results(tmp_path) == plain_generate(model, REQUESTS)
+    spans = [line for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "span"]
+    assert any((span["lane"], span["kind"]) == ("cores", "expert") for span in spans)
+    assert metrics["bytes_moved"]["link"]
 
 
 def test_tokens_are_those_of_transformers_on_the_gpu(card: AbstractContextManager[object], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.parity.test_architectures import unequal_requests
 
-__all__ = ["GPU", "PHASES", "REQUESTS", "SCHEDULES", "Schedule"]
+__all__ = ["FAST_CORES", "GPU", "PHASES", "REQUESTS", "SCHEDULES", "Schedule"]
 
 REQUESTS = unequal_requests(9)
 GPU = ["hw=rtx4090", "hw.runtime_memory=0"]  # whose speeds the plan goes by
@@ -18,6 +18,14 @@ STRATEGIES = [
     ["pipeline.prefetch=layer", "pipeline.on_demand=eager", "pipeline.order=hot_first"],
     ["pipeline.prefetch=none", "pipeline.on_demand=eager", "pipeline.order=index"],
     ["pipeline.prefetch=none", "pipeline.on_demand=lazy", "pipeline.order=index"],
+]
+# Such cores compute even the smallest experts sooner than they are moved.
+FAST_CORES = [
+    "hw.host_compute_rate=1000TFLOP/s",
+    "hw.host_product_bandwidth=1000GB/s",
+    "hw.expert_overhead=0.1us",
+    "hw.batch_overhead=0.1us",
+    "hw.operation_overhead=0.1us",
 ]
 PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
@@ -34,6 +42,7 @@ class Schedule(NamedTuple):
     kv_cache: str
     attention: str
     host_memory: str
+    misses: str
 
     def settings(self) -> list[str]:
         """Its overrides."""
@@ -44,6 +53,8 @@ class Schedule(NamedTuple):
             f"placement={self.placement}",
             f"placement.kv_cache={self.kv_cache}",
             f"placement.attention={self.attention}",
+            f"pipeline.misses={self.misses}",
+            *(FAST_CORES if self.misses == "cheapest" else []),
             f"pipeline.n_batches={self.n_batches}",
             f"pipeline.batch_size={self.batch_size}",
             f"pipeline.prefill_tokens={self.prefill_tokens}",
@@ -61,4 +72,5 @@ SCHEDULES = st.builds(
     kv_cache=st.sampled_from(["device", "host"]),
     attention=st.sampled_from(["device", "host"]),
     host_memory=st.sampled_from(["3MB", "4MB", "30MB"]),
+    misses=st.sampled_from(["move", "cheapest"]),
 )

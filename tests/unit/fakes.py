@@ -397,12 +397,15 @@ class CheckingWorker:
         self._store = store
         self._log = log
         self._few = few
+        self._left: dict[int, bool] = {}  # experts that are computed below, and whether they have been
 
     def enter(self, layer: int) -> None:
         self._store.use(Block(layer))
         self._log.append(Entry("enter", layer))
 
-    def gather(self, layer: int, group: Sequence[Batch]) -> None:
+    def gather(self, layer: int, group: Sequence[Batch], below: Sequence[int]) -> None:
+        assert not self._left, "what was computed below was not brought back"
+        self._left = dict.fromkeys(below, False)
         assert all(batch.routing is not None for batch in group)
         self._store.need_lent(is_needed=sum(batch.tokens for batch in group) > self._few)
         self._log.append(Entry("gather", layer))
@@ -415,7 +418,18 @@ class CheckingWorker:
         for expert in experts:
             self.compute(layer, expert)
 
+    def compute_below(self, layer: int, expert: int) -> None:
+        assert not self._left[expert], "it was computed already"
+        self._left[expert] = True
+        self._log.append(Entry("below", layer, expert))
+
+    def answer(self, layer: int) -> None:
+        assert all(self._left.values()), "not all has been computed"
+        self._left = {}
+        self._log.append(Entry("answer", layer))
+
     def combine(self, layer: int) -> None:
+        assert not self._left, "what was computed below was not brought back"
         self._store.need_lent(is_needed=False)
         self._log.append(Entry("combine", layer))
 

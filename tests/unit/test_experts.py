@@ -104,21 +104,30 @@ def workspace(call: ExpertsCall, inner: int, spare: int = 0) -> Workspace:
 
 
 def run(
-    calls: Sequence[ExpertsCall], space: Workspace, order: Sequence[int], stacked: Sequence[int] = ()
+    calls: Sequence[ExpertsCall],
+    space: Workspace,
+    order: Sequence[int],
+    stacked: Sequence[int] = (),
+    below: Sequence[int] = (),
 ) -> torch.Tensor:
     """The outputs of all calls, one after the other; experts in this order, those without tokens left out.
 
-    Those that are `stacked` are computed at once.
+    Those that are `stacked` are computed at once, and those `below` apart from all others.
     """
     counts = count_tokens(calls, torch.cat([call.choices for call in calls]).numpy())
-    phase = ExpertPhase(calls, space, counts, stacked)
+    below = [expert for expert in below if counts[expert]]
+    phase = ExpertPhase(calls, space, counts, stacked, below)
     if stacked:
         module = calls[0].module
         views = {name: each[list(stacked)] for name, each in module.named_parameters(recurse=False)}
         phase.compute_stack(stacked, views)
     for expert in order:
-        if counts[expert] and expert not in stacked:
+        if expert in below:
+            phase.compute_below(expert, views_of(calls[0].module, expert))
+        elif counts[expert] and expert not in stacked:
             phase.compute(expert, views_of(calls[0].module, expert))
+    if below:
+        phase.answer()
     outputs = phase.outputs()
     assert [output.shape for output in outputs] == [call.hidden.shape for call in calls]
     return torch.cat(outputs)
@@ -175,8 +184,10 @@ def test_a_group_gets_what_the_modules_own_code_computes(
     call = make_call(module, tokens, count, data.draw(st.integers(1, count)), hidden, favour)
     sizes = data.draw(st.lists(st.integers(1, tokens), max_size=4))
     order = data.draw(st.permutations(range(count)))
+    below = data.draw(st.lists(st.sampled_from(range(count)), unique=True))
     with pieces_of(*pieces):
-        outputs = run(split(call, sizes), workspace(call, 2 * inner, data.draw(st.integers(0, 20))), order)
+        space = workspace(call, 2 * inner, data.draw(st.integers(0, 20)))
+        outputs = run(split(call, sizes), space, order, below=below)
     expected = module(call.hidden, call.choices, call.weights)
     torch.testing.assert_close(outputs, expected, rtol=1e-6, atol=1e-6)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klotski.core import OnDemand, Order, Prefetch
-from klotski.pipeline import Policy
+from klotski.core import Misses, OnDemand, Order, Prefetch
+from klotski.pipeline import MissCosts, Policy
 from tests.unit.fakes import examples
 
 POLICIES = [Policy(*switches) for switches in product(Prefetch, [1, 2, 5], OnDemand, Order)]
@@ -159,3 +159,34 @@ def test_a_policy_is_a_value() -> None:
     assert policy == Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival)
     with pytest.raises(AttributeError):
         policy.hot = 3  # type: ignore[misc]
+
+
+SECONDS = st.floats(1e-4, 10)
+MISSES = Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival, Misses.cheapest)
+
+
+@given(
+    st.dictionaries(st.integers(0, 15), st.floats(1, 100), max_size=8),
+    st.builds(MissCosts, SECONDS, SECONDS, SECONDS),
+    st.floats(0, 10),
+    st.floats(0, 10),
+)
+@examples(300)
+def test_no_other_number_of_the_coldest_ends_sooner_than_what_is_computed_below(
+    tokens: dict[int, float], costs: MissCosts, link: float, cores: float
+) -> None:
+    chosen = MISSES.below(tokens, costs, link, cores)
+    coldest = sorted(tokens, key=lambda expert: (tokens[expert], -expert))
+    assert chosen == coldest[: len(chosen)]
+
+    def end(count: int) -> float:
+        computing = sum(costs.turn + tokens[expert] * costs.token for expert in coldest[:count])
+        return max(link + (len(tokens) - count) * costs.moving, count and cores + computing)
+
+    assert end(len(chosen)) <= min(end(count) for count in range(len(tokens) + 1)) * (1 + 1e-9)
+    assert not Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival).below(tokens, costs, link, cores)
+
+
+def test_what_is_computed_below_at_once_is_limited() -> None:
+    costs = MissCosts(moving=1e9, turn=1.0, token=1.0)
+    assert len(MISSES.below(dict.fromkeys(range(8), 1000.0), costs)) == 4

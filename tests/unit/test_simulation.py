@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from klotski.core import Block, LaneName, Operation, Request, Routing
+from klotski.core import Block, Compute, LaneName, Operation, Request, Routing
 from klotski.errors import WorkloadError
 from klotski.lanes import Event, VirtualClock, VirtualLane
-from klotski.pipeline import RoutingTable
+from klotski.pipeline import MissCosts, RoutingTable
 from klotski.planner import Rates
-from klotski.simulation import DrawnRouters, HostCaches, RecordedRouters, Supply, SyntheticBatch
+from klotski.simulation import CoresDurations, DrawnRouters, HostCaches, RecordedRouters, Supply, SyntheticBatch
 from klotski.simulation.routers import Chances
 from tests.unit.fakes import Sink, examples
 from tests.unit.questions import model
@@ -197,7 +197,7 @@ class TestHostCaches:
         facts = model(kv_bytes=10)
         supply = Supply(facts, self.RATES, [Block(0, 0)], 10**6, sink, clock)
         one = batch((5, 3), (5, 3))
-        caches = HostCaches(facts, self.RATES, slots, supply.wire, sink, clock, {0: one})
+        caches = HostCaches(facts, self.RATES, slots, supply.wire, cores(sink, clock), sink, clock, {0: one})
         return sink, clock, supply, caches, one
 
     def test_a_prompt_brings_nothing_and_sends_all_of_itself_back(self) -> None:
@@ -213,11 +213,13 @@ class TestHostCaches:
         sink, clock, supply, caches, _ = self.caches(1)
         one = batch((5, 3), (5, 3), attends_below=True)
         one.seen, one.is_prefilling = 4, False
-        caches = HostCaches(model(kv_bytes=10), self.RATES, 1, supply.wire, sink, clock, {0: one})
+        lane = cores(sink, clock)
+        caches = HostCaches(model(kv_bytes=10), self.RATES, 1, supply.wire, lane, sink, clock, {0: one})
         caches.bring(one, 1)
         assert caches.arrival(one) == ()
         caches.attend(one, 1, done(clock)).wait()
         caches.close()
+        lane.close()
         supply.settle()
         assert [(span.lane, span.operation.nbytes, span.end) for span in sink.spans] == [(LaneName.CORES, 40, 8.0)]
 
@@ -239,6 +241,18 @@ class TestHostCaches:
         back = next(span for span in sink.spans if span.lane == LaneName.KV_OUT)
         again = [span for span in sink.spans if span.lane == LaneName.KV_IN][1]
         assert again.begin >= back.end
+
+
+def cores(sink: Sink, clock: VirtualClock) -> VirtualLane:
+    """Cores that look at 5 bytes a second, and compute an expert in 2 seconds and one for each token."""
+    return VirtualLane(LaneName.CORES, sink, clock, CoresDurations(5.0, MissCosts(moving=10.0, turn=2.0, token=1.0)))
+
+
+def test_cores_take_as_long_for_an_expert_as_the_policy_expects() -> None:
+    sink, clock = Sink(), VirtualClock()
+    lane = cores(sink, clock)
+    lane.submit(Operation(Compute.EXPERT, 0, 3, tokens=4), lambda: None).wait()
+    assert clock() == 2 + 4
 
 
 def done(clock: VirtualClock) -> Event:

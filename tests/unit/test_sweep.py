@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import cycle, product
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from klotski.core import (
     DENSE,
     Block,
+    Misses,
     OnDemand,
     Operation,
     Order,
@@ -29,7 +31,17 @@ from klotski.core import (
     SweepReport,
 )
 from klotski.lanes import Clock, Event, InlineLane, Lane, ThreadLane
-from klotski.pipeline import CachesAtHand, Policy, Predictor, RoutingTable, Sweeper, create_predictor, run_group
+from klotski.pipeline import (
+    Below,
+    CachesAtHand,
+    MissCosts,
+    Policy,
+    Predictor,
+    RoutingTable,
+    Sweeper,
+    create_predictor,
+    run_group,
+)
 from klotski.weights.residency import Residency, SlotKind
 from tests.unit.fakes import (
     BEHIND,
@@ -55,6 +67,9 @@ EAGER = Policy(Prefetch.hot, 2, OnDemand.eager, Order.arrival)
 LAZY = Policy(Prefetch.none, 1, OnDemand.lazy, Order.index)
 WHOLE_LAYER = Policy(Prefetch.layer, 1, OnDemand.eager, Order.index)
 
+ALIKE = MissCosts(1.0, 1.0, 1.0)
+LANES = ("disk", "link", "kv", "cores")
+
 Steps = list[list[Counts]]
 """Of one batch: for each sweep that it takes part in, for each layer."""
 
@@ -79,6 +94,8 @@ class Scenario:
     prediction: Prediction = Prediction.popularity
     together: bool = False  # experts that stay are computed at once
     places: int = 0  # of a window between disk and device; 0: there is none
+    below: frozenset[Block] = frozenset()  # what lies where cores can compute it
+    costs: MissCosts = ALIKE
     late: tuple[int, ...] = (0,)  # operations that the disk ends, or 0.1 ms that everyone takes, each time
 
     def prompt(self, batch: int) -> tuple[int, ...]:
@@ -146,7 +163,14 @@ def popularity(experts: tuple[int, ...]) -> Predictor:
 
 
 def play(
-    scenario: Scenario, disk: Lane, link: Lane, kv: Lane, clock: Clock, sink: Sink, pause: Callable[[], None]
+    scenario: Scenario,
+    disk: Lane,
+    link: Lane,
+    kv: Lane,
+    cores: Lane,
+    clock: Clock,
+    sink: Sink,
+    pause: Callable[[], None],
 ) -> Story:
     story = Story(sink=sink)
     way = link if scenario.places else None
@@ -181,6 +205,7 @@ def play(
         scenario.scored,
         together=scenario.together,
         ahead=store.window,
+        below=Below(cores, scenario.below, scenario.costs),
     )
     story.batches = [
         FakeBatch(index, steps, visit, scenario.prompt(index), looks_below=stay)
@@ -199,36 +224,41 @@ def play(
 def play_late(scenario: Scenario) -> Story:
     """On a disk that ends the next few operations during each use of a block, and else when waited for."""
     sink, clock = Sink(), ticks()
-    disk, link, kv = (LateLane(name, sink, clock) for name in ("disk", "link", "kv"))
+    disk, link, kv, cores = (LateLane(name, sink, clock) for name in LANES)
     late = cycle(scenario.late)
 
     def pause() -> None:
         disk.advance(next(late))
         link.advance(next(late))
         kv.advance(next(late))
+        cores.advance(next(late))
 
-    return play(scenario, disk, link, kv, clock, sink, pause)
+    return play(scenario, disk, link, kv, cores, clock, sink, pause)
 
 
 def play_threaded(scenario: Scenario) -> Story:
     sink = Sink()
-    disk, link, kv = (ThreadLane(name, sink, time.monotonic) for name in ("disk", "link", "kv"))
+    disk, link, kv, cores = (ThreadLane(name, sink, time.monotonic) for name in LANES)
     late = cycle(scenario.late)
-    with closing(disk), closing(link), closing(kv):
-        return play(scenario, disk, link, kv, time.monotonic, sink, lambda: time.sleep(next(late) / 10_000))
+    with closing(disk), closing(link), closing(kv), closing(cores):
+        return play(scenario, disk, link, kv, cores, time.monotonic, sink, lambda: time.sleep(next(late) / 10_000))
 
 
 # What must hold, read off the story.
 
 
 def check_computed_once_and_in_order(scenario: Scenario, story: Story) -> None:
-    """Layer by layer: all batches in, every expert with tokens once, all batches out."""
+    """Layer by layer: all batches in, every expert with tokens once, here or where it lies, all batches out."""
     groups = story.groups()
     for sweep, group, totals in zip(story.sweeps(), groups, routing_of(scenario, groups), strict=True):
         assert [entry.layer for entry in sweep] == sorted(entry.layer for entry in sweep)
         for layer, count in enumerate(scenario.experts):
             entries = [entry for entry in sweep if entry.layer == layer]
-            needed = [expert for expert, tokens in enumerate(totals[layer]) if tokens]
+            below = [entry.expert for entry in entries if entry.what == "below"]
+            check_below(scenario, entries)
+            entries = [entry for entry in entries if entry.what not in ("below", "answer")]
+            needed = [expert for expert, tokens in enumerate(totals[layer]) if tokens and expert not in below]
+            assert all(totals[layer][expert] for expert in below)
             asked = [entry.batch for entry in entries if entry.what == "project"]
             assert asked == [batch for batch in group if batch in asked]
             expected = ["enter"] + ["attention"] * len(group) + ["project"] * len(asked)
@@ -238,6 +268,16 @@ def check_computed_once_and_in_order(scenario: Scenario, story: Story) -> None:
             assert sorted(entry.expert for entry in entries if entry.what == "expert") == needed
             for what in ("attention", "finish") if count else ("attention",):
                 assert [entry.batch for entry in entries if entry.what == what] == group
+
+
+def check_below(scenario: Scenario, entries: list[Entry]) -> None:
+    """What cores compute of a layer lies where they are and does not stay on the device; all of it comes back, once."""
+    whats = [entry.what for entry in entries if entry.what in ("gather", "below", "answer", "combine")]
+    count = whats.count("below")
+    assert whats == ["gather"] + ["below"] * count + ["answer"] * (count > 0) + ["combine"] or not whats
+    for entry in entries:
+        assert entry.what != "below" or (entry.block in scenario.below and entry.block not in scenario.residents)
+    assert not count or scenario.policy.misses is Misses.cheapest
 
 
 def check_all_are_here(scenario: Scenario, story: Story) -> None:
@@ -281,6 +321,7 @@ def check_moved_once(scenario: Scenario, story: Story) -> None:
     passes: Counter[int] = Counter()  # by layer: how often its routing has become known
     entered: Counter[int] = Counter()
     used: set[tuple[Block, int]] = set()
+    below: set[tuple[Block, int]] = set()
     lost = 0
     for entry in story.log:
         now = passes[entry.layer] - 1
@@ -290,18 +331,22 @@ def check_moved_once(scenario: Scenario, story: Story) -> None:
             passes[entry.layer] += 1
         elif entry.what == "expert":
             used.add((entry.block, now))
+        elif entry.what == "below":
+            below.add((entry.block, now))
         elif entry.what == "lost":
             arrivals[entry.block, now + 1] -= 1
             lost += 1
         elif entry.what == "bring" and entry.block.is_dense:
             arrivals[entry.block, entered[entry.layer]] += 1
         elif entry.what == "bring":
-            wanted = now >= 0 and totals[now][entry.layer][entry.expert] and (entry.block, now) not in used
+            wanted = now >= 0 and totals[now][entry.layer][entry.expert]
+            wanted = wanted and (entry.block, now) not in used | below
             arrivals[entry.block, now if wanted else now + 1] += 1
     in_vain = lost
     for block, index in product(scenario.blocks, range(len(totals) + 1)):
         is_last = index == len(totals)
         needed = not is_last and (block.is_dense or totals[index][block.layer][block.expert] > 0)
+        needed = needed and (block, index) not in below
         count = arrivals[block, index]
         assert count <= 1
         assert not (count and block in scenario.residents)
@@ -406,7 +451,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         experts,
         batches,
         n=draw(st.integers(1, 4)),
-        policy=Policy(prefetch, draw(st.integers(1, 4)), on_demand, order),
+        policy=Policy(prefetch, draw(st.integers(1, 4)), on_demand, order, draw(st.sampled_from(Misses))),
         prompts=tuple(draw(prompts(len(steps))) for steps in batches),
         prefill_tokens=draw(st.sampled_from([1, 8, 15, 30, 1000])),
         dense_slots=draw(st.integers(1, 3)),
@@ -420,11 +465,15 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         prediction=draw(st.sampled_from(list(Prediction))),
         together=draw(st.booleans()),
         places=draw(st.sampled_from([0, 0, 1, 2, 5, 9])),
+        costs=MissCosts(*(draw(st.sampled_from([0.1, 1.0, 10.0])) for _ in range(3))),
         late=tuple(draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))),
     )
     share = draw(st.sampled_from([0, 0, 0.3, 0.9]))
     random = draw(st.randoms(use_true_random=False))
-    return replace(scenario, residents=frozenset(block for block in scenario.blocks if random.random() < share))
+    residents = frozenset(block for block in scenario.blocks if random.random() < share)
+    lying = draw(st.sampled_from([0, 0.5, 1]))
+    below = frozenset(block for block in scenario.blocks if random.random() < lying and block not in residents)
+    return replace(scenario, residents=residents, below=below)
 
 
 ONE_LAYER = Scenario((4,), (constant([1, 1, 1, 1], (4,), 3),), 1, EAGER, dense_slots=1, expert_slots=1)
@@ -592,6 +641,57 @@ def test_experts_that_are_here_are_computed_while_others_arrive() -> None:
     waited = [bubble.operation.expert for bubble in story.sink.bubbles]
     assert 3 not in waited
     assert len(waited) == 3
+
+
+def all_below(experts: tuple[int, ...], counts: list[int], policy: Policy, **settings: Any) -> Scenario:
+    """Everything but dense parts lies where cores compute it; two batches ask for the same."""
+    scenario = Scenario(experts, (constant(counts, experts, 2), constant(counts, experts, 2)), 2, policy, **settings)
+    return replace(scenario, below=frozenset(block for block in scenario.blocks if not block.is_dense))
+
+
+CHEAPEST = replace(EAGER, prefetch=Prefetch.none, misses=Misses.cheapest)
+
+
+def test_cores_compute_the_coldest_so_that_they_end_with_what_moves() -> None:
+    # Moving one takes 10 s; computing 1 s, and 1 s for each token: two batches have 2, 4, 6 and 18 of the experts'.
+    scenario = all_below((4,), [9, 3, 2, 1], CHEAPEST, costs=MissCosts(10.0, 1.0, 1.0))
+    story = play_late(scenario)
+    check_all(scenario, story)
+    for sweep in story.sweeps():
+        assert [entry.expert for entry in sweep if entry.what == "below"] == [3, 2, 1]
+        assert [entry.expert for entry in sweep if entry.what == "expert"] == [0]
+
+
+def test_nothing_is_computed_below_that_is_moved_sooner() -> None:
+    scenario = all_below((4,), [9, 3, 2, 1], CHEAPEST, costs=MissCosts(1.0, 10.0, 1.0))
+    story = play_late(scenario)
+    check_all(scenario, story)
+    assert not [entry for entry in story.log if entry.what == "below"]
+
+
+def test_the_next_layer_comes_ahead_where_cores_compute_all_of_this_one() -> None:
+    policy = replace(CHEAPEST, prefetch=Prefetch.hot, hot=1)
+    scenario = all_below((4, 4), [0, 3, 3, 3], policy, costs=MissCosts(10.0, 0.1, 0.1))
+    story = play_late(scenario)
+    check_all(scenario, story)
+    assert not [entry for entry in story.sweeps()[0] if entry.what == "expert"], "the guess was wrong"
+    left, ahead, back = (
+        next(place for place, entry in enumerate(story.log) if (entry.what, entry.layer) == what)
+        for what in (("gather", 0), ("bring", 1), ("answer", 0))
+    )
+    assert left < ahead < back
+
+
+def test_what_a_first_batch_left_below_is_moved_if_others_ask_for_it_more() -> None:
+    first: Steps = [[(1, 9)]]
+    others: Steps = [[(80, 0)]]
+    scenario = Scenario((2,), (first, others, others), 3, CHEAPEST, costs=MissCosts(10.0, 1.0, 0.5))
+    scenario = replace(scenario, below=frozenset({Block(0, 0)}))
+    story = play_late(scenario)
+    check_all(scenario, story)
+    assert not [entry for entry in story.log if entry.what == "below"]
+    sent = positions(story.log, "bring", Block(0, 0))[0]
+    assert positions(story.log, "attention", Block(0))[-1] < sent < positions(story.log, "gather", Block(0))[0]
 
 
 def test_a_batch_that_comes_in_shares_the_blocks_of_those_that_decode() -> None:
