@@ -16,6 +16,14 @@ SLOW = 0.6  # of what a plan counted on; a disk that others use, too, may well g
 FULL = 0.85  # of the time: a lane that is busy for so long has no more to give
 PEAKS = {"disk": "disk", "link": "link", "kv_in": "link", "kv_out": "back", "cores": "below"}
 """Of each lane that moves bytes, the rate that it is held against."""
+WANTED = {
+    "expert": "experts",
+    "attention": "dense parts",
+    "project": "attention on the cores",
+    "answer": "experts on the cores",
+    "": "blocks",
+}
+"""By the operation that waits, what it waits for."""
 
 
 class Cause(NamedTuple):
@@ -84,11 +92,16 @@ def waits_for(state: State, begin: float, end: float) -> str:
     kind = max(reasons, key=reasons.__getitem__, default="")
     if not reasons.get(kind):
         return "blocks"
-    return {"expert": "experts", "attention": "dense parts", "": "blocks"}.get(kind, kind)
+    return WANTED.get(kind, kind)
 
 
 def remedy(state: State, name: str, begin: float, end: float, plan: Facts) -> str:
     """What could be done about a lane that never rests."""
+    if name == "cores" and "expert" in state.below:
+        return (
+            "They compute experts where these lie, and were to end with the link: hw.host_compute_rate or "
+            "hw.host_product_bandwidth is too high."
+        )
     rate, expected = state.lanes[name].rate(begin, end), plan.number("rates", PEAKS.get(name, name))
     if expected and 0 < rate < SLOW * expected:
         return f"It moves {size(rate)}/s, and the plan counted on {size(expected)}/s: something slows it."

@@ -21,7 +21,7 @@ STAGES = {  # of a batch, by the operation of it that ended last
     "finish": "done",
     "sample": "waiting",
 }
-PHASES = {"gather": "experts", "expert": "experts", "combine": "experts", "score": "scoring"}
+PHASES = {"gather": "experts", "expert": "experts", "answer": "experts", "combine": "experts", "score": "scoring"}
 
 Counts = dict[int, dict[int, int]]
 """Of each layer, of each expert."""
@@ -61,6 +61,7 @@ class State:
         self.active = 0.0  # when the last thing that it told of ended on a lane
         self.origin: float | None = None  # when sweeps began, once one has ended
         self.lanes: dict[str, Lane] = {}
+        self.below: frozenset[str] = frozenset()  # what the cores compute where it lies: `attention`, `expert`
         self.bubbles = Lane()
         self.reasons: dict[str, Curve] = {}  # of bubbles, by the kind of the operation that waited
         self.gaps: deque[tuple[float, float]] = deque(maxlen=SWEEPS)  # times of which only sums are told
@@ -84,6 +85,7 @@ class State:
     def fork(self) -> "State":
         """The same, to go on from without changing this one."""
         other = copy(self)
+        other.below = self.below
         other.lanes = {name: lane.fork() for name, lane in self.lanes.items()}
         other.bubbles = self.bubbles.fork()
         other.reasons = {kind: curve.fork() for kind, curve in self.reasons.items()}
@@ -162,21 +164,23 @@ class State:
     def _span(self, name: str, span: Span) -> None:
         self.lane(name).add(span)
         self._reach(span.end)
-        if name != "compute":
+        if name not in ("compute", "cores"):
             if span.expert >= 0:
                 count(self.came.setdefault(name, defaultdict(dict)), span.layer, span.expert, 1)
             return
         if span.kind == "expert":
             for expert, tokens in span.parts or ((span.expert, span.tokens),) * (span.expert >= 0):
                 count(self.tokens, span.layer, expert, tokens)
-        if span.number == 1:
+        if name == "cores":
+            self.below |= {span.kind} & {"attention", "expert"}
+        elif span.number == 1:
             self._at_work(span.batch, span.kind, span.layer, span.end)
 
     def _at_work(self, batch: int, kind: str, layer: int, moment: float) -> None:
         """A batch, or the group, has done something."""
         if batch >= 0 and kind in STAGES:
             # Where the cores look at keys and values, attention goes on when the compute lane has asked for it.
-            is_asked = kind == "attention" and "cores" in self.lanes
+            is_asked = kind == "attention" and "attention" in self.below
             self.stages[batch] = Stage("attention" if is_asked else STAGES[kind], layer, moment)
         elif kind in PHASES:
             self.phase = PHASES[kind], layer

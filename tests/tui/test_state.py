@@ -31,7 +31,13 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(run_engine(tmp_path_factory.mktemp("predicted"), *SIMULATED, *SMALL, "placement.attention=device"))
 
 
-@pytest.fixture(params=["real", "predicted"])
+@pytest.fixture(scope="module")
+def below(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("below")
+    return Run(run_engine(folder, *SIMULATED, *SMALL, "placement.attention=device", "pipeline.misses=cheapest"))
+
+
+@pytest.fixture(params=["real", "predicted", "below"])
 def run(request: pytest.FixtureRequest) -> Run:
     chosen: Run = request.getfixturevalue(request.param)
     return chosen
@@ -144,6 +150,29 @@ def test_the_cause_of_bubbles_is_named(busy: float, settings: dict[str, Any], wo
     cause = find_cause(of_a_lane(busy), 0.0, 10.0, Facts(settings), Facts())
     assert cause.waits == pytest.approx(0.8)
     assert words in cause.sentence and "experts" in cause.sentence and cause.lane == lane
+
+
+def test_cores_that_never_rest_over_experts_are_named_and_so_is_what_was_assumed_of_them() -> None:
+    state = state_of(
+        *(span("cores", "expert", each, each + 0.98, expert=each, tokens=4) for each in range(10)),
+        *(wait("answer", each, each + 0.9) for each in range(10)),
+    )
+    cause = find_cause(state, 0.0, 10.0, Facts(), Facts())
+    assert cause.lane == "cores"
+    assert "waits for experts on the cores" in cause.sentence and "hw.host_compute_rate" in cause.sentence
+    assert state.tokens[0] == dict.fromkeys(range(10), 4) and not state.arrivals
+
+
+def test_cores_that_compute_experts_alone_leave_attention_to_the_device() -> None:
+    state = state_of(
+        span("cores", "expert", 0.0, 0.1, expert=0),
+        span("compute", "start", 0.1, 0.1, batch=0),
+        span("compute", "attention", 0.1, 0.2, batch=0),
+    )
+    assert state.stages[0].name == "router"
+    state.apply(span("cores", "attention", 0.2, 0.3, batch=0))
+    state.apply(span("compute", "attention", 0.3, 0.4, layer=1, batch=0))
+    assert state.stages[0].name == "attention"
 
 
 def test_a_run_that_does_not_wait_is_told_so() -> None:
