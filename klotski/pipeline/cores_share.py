@@ -35,18 +35,21 @@ class CoresShare:
             self._rest = batches * self._below.costs.attention
             self._for_the_next = max(0.0, came_ahead * self._below.costs.moving - self._rest)
 
-    def foresee(self, layer: int, scores: Sequence[float], choices: float, staying: Collection[int]) -> Collection[int]:
-        """What will probably be computed below, so that it need not come ahead, by a predictor's scores.
+    def ahead(
+        self, layer: int, wanted: Sequence[int], scores: Sequence[float], choices: float, staying: Collection[int]
+    ) -> Sequence[int]:
+        """Of experts that a policy would bring ahead, those that cores will probably not compute instead.
 
-        `choices`: of experts, that tokens make. `staying`: experts that do not come at all.
+        `scores`: a predictor's. `choices`: of experts, that tokens make. `staying`: experts that need not come. What is
+        unlikely to be used at all would keep the link from what is missing, of which it is to bring some.
         """
         if self._below is None:
-            return ()
-        likely = [expert for expert in self._policy.likely(scores, choices) if expert not in staying]
+            return wanted
         known = scores if any(scores) else [1.0] * len(scores)
-        total = sum(known)
-        tokens = {expert: choices * known[expert] / total for expert in likely}
-        return self._choose(layer, tokens, 0.0, self._rest)
+        likely = [expert for expert in self._policy.likely(scores, choices) if expert not in staying]
+        share = choices / sum(known)
+        left = self._choose(layer, {expert: share * known[expert] for expert in likely}, 0.0, self._rest)
+        return [expert for expert in wanted if expert in staying or (expert in likely and expert not in left)]
 
     def hold_back(self, layer: int, tokens: Mapping[int, float], moving: int) -> Collection[Block]:
         """Of experts that have been asked for and are missing, those not to be sent for.

@@ -340,9 +340,8 @@ class Sweeper:
             self._dense[Block(layer)] = None
         scores, staying = self._predictor.scores(layer), self._residency.resident_experts(layer)
         named = self._policy.ahead(scores, is_entered=is_entered)
-        left = self._share.foresee(layer, scores, self._choices, staying)
-        ahead = (*named, *self._policy.instead(named, scores, self._choices, staying))
-        for expert in [expert for expert in ahead if expert not in left]:
+        ahead = [*named, *self._policy.instead(named, scores, self._choices, staying)]
+        for expert in self._share.ahead(layer, ahead, scores, self._choices, staying):
             block = self._blocks[layer][expert]
             if not self._residency.is_known(block):
                 self._guesses[block] = None
