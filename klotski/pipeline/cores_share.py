@@ -43,7 +43,7 @@ class CoresShare:
         `scores`: a predictor's. `choices`: of experts, that tokens make. `staying`: experts that need not come. What is
         unlikely to be used at all would keep the link from what is missing, of which it is to bring some.
         """
-        if self._below is None:
+        if self._below is None or not wanted:
             return wanted
         known = scores if any(scores) else [1.0] * len(scores)
         likely = [expert for expert in self._policy.likely(scores, choices) if expert not in staying]

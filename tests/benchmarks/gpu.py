@@ -7,7 +7,8 @@ filled and pinned once, and all runs stream from it and keep keys and values in 
 
 - bare: copies and products without us.
 - 512 tokens in and 32 out with n = 15, within 24 GB and 80 GB of the GPU's memory. Where CPU memory has no room for the
-  keys and values of 15 batches beside the weights, n is as many as it has: below them there is no disk here.
+  keys and values of 15 batches beside the weights, n is as many as it has: below them there is no disk here. One of
+  these again where the cores compute some of the experts that are missing (`pipeline.misses=cheapest`).
 - 512 in and 256 out, of which the first 24 are made: with as many sequences as memory holds, and the planner's n.
 - Accelerate with the same weights in the same memory, of which as many layers stay on the GPU as fit, at the same batch
   size, for a few steps: while that memory is pinned, which Accelerate by itself has not, and once it is as any other.
@@ -103,7 +104,10 @@ class Machine(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """A run of ours. `budget`: bytes of the GPU; `group`: n and batch size, or None for the planner's choice."""
+    """A run of ours. `budget`: bytes of the GPU; `group`: n and batch size, or None for the planner's choice.
+
+    `misses`: as `pipeline.misses`.
+    """
 
     name: str
     budget: float
@@ -111,6 +115,7 @@ class Row:
     group: tuple[int, int] | None
     tokens_in: int
     tokens_out: int
+    misses: str = "move"
 
     def settings(self, machine: Machine) -> list[str]:
         """Its overrides."""
@@ -119,6 +124,7 @@ class Row:
             "model.load_format=dummy",
             "workload=synthetic",
             "history=none",
+            f"pipeline.misses={self.misses}",
             f"hw.host_memory={machine.host / 1e6:.0f}MB",
             f"hw.device_memory={self.budget / 1e6:.0f}MB",
             *lengths(self.requests, self.tokens_in, self.tokens_out),
@@ -361,11 +367,17 @@ def rows_of(machine: Machine, *, is_rehearsal: bool) -> list[Row]:
     small, large = machine.budgets
     if is_rehearsal:
         as_planned = most_of(Row("16/4, planned", large, 40, None, 16, 4), machine)
-        return [Row("16/2", small, 30, (BATCHES, 2), 16, 2), as_planned]
+        first = Row("16/2", small, 30, (BATCHES, 2), 16, 2)
+        return [first, as_planned, with_cores(first)]
     paper = [fitting(Row("512/32", small, 0, (BATCHES, size), 512, 32), machine) for size in (4, 16, 64)]
     generation = most_of(Row("512/256, first 24", small, 4000, None, 512, 256), machine)
     beyond = [fitting(Row("512/32", large, 0, (BATCHES, size), 512, 32), machine) for size in (4, 64, 16)]
-    return [*paper, replace(generation, tokens_out=24), *beyond]
+    return [*paper, replace(generation, tokens_out=24), *beyond, with_cores(paper[0])]
+
+
+def with_cores(row: Row) -> Row:
+    """The same, where the cores compute some of the experts that are missing."""
+    return replace(row, name=f"{row.name}, cores", misses="cheapest")
 
 
 def fitting(row: Row, machine: Machine) -> Row:
