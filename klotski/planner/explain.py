@@ -18,7 +18,15 @@ NEARLY = 0.9  # of CPU memory: with more, more sequences might share an arrival
 def explain(plan: Plan, terms: Terms) -> Plan:
     """The plan with what more of each resource would bring, and with the paragraph."""
     plan = replace(plan, growth=with_more(plan, terms))
-    about = pace(plan), sharing(plan), holding(plan, terms), layers(plan, terms), growing(plan), rates(plan)
+    about = (
+        pace(plan),
+        leaving(plan),
+        sharing(plan),
+        holding(plan, terms),
+        layers(plan, terms),
+        growing(plan),
+        rates(plan),
+    )
     return replace(plan, explanation=" ".join(sentence for sentence in about if sentence))
 
 
@@ -48,6 +56,17 @@ def pace(plan: Plan) -> str:
         slow = "The disk" if plan.rates.link is None or is_short(plan) else "The way into the GPU"
         return f"{slow} sets the pace: {takes}, of which {reads}, while {computes}."
     return f"Arithmetic sets the pace: {takes}, of which {computes}, while {reads}."
+
+
+def leaving(plan: Plan) -> str:
+    """What the cores beside a GPU compute."""
+    below = plan.forecast.sweep.below
+    if not below:
+        return ""
+    return (
+        f"Of the experts that are missing on the GPU the cores compute the coldest where they lie, for "
+        f"{format_seconds(below)} of each pass, while the others move."
+    )
 
 
 def is_short(plan: Plan) -> bool:
@@ -123,6 +142,9 @@ def faster_ways(plan: Plan, terms: Terms) -> dict[str, Terms]:
     ways = {"a link twice as fast": terms._replace(rates=rates._replace(link=2 * rates.link, back=back))} | ways
     if plan.attends_below:
         ways["CPU memory twice as fast"] = terms._replace(rates=rates._replace(below=2 * rates.below))
+    if plan.forecast.sweep.below:
+        faster = rates._replace(cores=2 * rates.cores, cores_product=2 * rates.cores_product)
+        ways["cores twice as fast"] = terms._replace(rates=faster)
     if plan.window_places or sum(plan.host_memory.values()) > NEARLY * terms.budget.host:
         more = max(MORE, terms.budget.host // 4 // MORE * MORE)
         larger = terms._replace(budget=terms.budget._replace(host=terms.budget.host + more))

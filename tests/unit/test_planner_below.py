@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from klotski.core import Prefetch, Products
+from klotski.core import Misses, Prefetch, Products
 from klotski.errors import BudgetError
 from klotski.planner import Budget, Costs, Demand, Plan, Rates, Terms, Wishes, explain, make_plan
 from klotski.planner.costs import Work
@@ -160,3 +160,52 @@ def test_cores_look_at_keys_and_values_while_other_batches_are_computed() -> Non
     assert total < arithmetic, "what the cores do is hidden"
     slow, _ = seconds(1e9)
     assert slow == pytest.approx(1e6 * FACTS.kv_bytes / 1e9, rel=0.05), "and where it takes longest, all else is"
+
+
+CORES = GPU._replace(cores=1e12, cores_product=1e11)
+
+
+@given(
+    tokens=st.floats(1, 1000),
+    batches=st.integers(1, 16),
+    below=st.floats(1e6, 1e9),
+    cores=st.floats(1e10, 1e13),
+    product=st.floats(1e9, 1e12),
+    kv_moves=st.booleans(),
+)
+@examples(200)
+def test_cores_are_given_no_more_than_lets_them_end_with_the_link(
+    tokens: float, batches: int, below: float, cores: float, product: float, kv_moves: bool
+) -> None:
+    rates = GPU._replace(cores=cores, cores_product=product, link=1e9)
+    moving = Costs(FACTS, MANY, rates, Wishes(), below=int(below), kv_moves=kv_moves, window=4)
+    leaving = replace(moving, wishes=Wishes(misses=Misses.cheapest))
+
+    def using(tokens: float) -> Use:
+        return Use(1e6, 2e8, 20.0)
+
+    work = Work(tokens, tokens, batches, 100.0)
+    moved, left = moving.sweep(work, 4, using), leaving.sweep(work, 4, using)
+    assert left.total <= moved.total * (1 + 1e-9)
+    assert left.disk <= moved.disk
+    assert left.attention + left.cache + left.below <= max(left.total, left.attention + left.cache) * (1 + 1e-9)
+    assert not moved.below
+
+
+def test_what_lies_on_disk_is_read_whatever_the_cores_compute() -> None:
+    slow = CORES._replace(disk=1e7)
+    for misses in Misses:
+        costs = Costs(FACTS, MANY, slow, Wishes(misses=misses), below=10**8, window=4)
+        seconds = costs.sweep(Work(64, 64, 4, 0.0), 4, lambda tokens: Use(0.0, 3.2e8, 32.0))
+        assert seconds.disk == pytest.approx((3.2e8 - (10**8 - 4 * FACTS.largest_expert)) / slow.disk)
+
+
+def test_a_plan_says_what_the_cores_do_and_whether_faster_ones_would_bring_more() -> None:
+    def found(misses: Misses) -> Plan:
+        terms = Terms(FACTS, MANY, Budget(150_000_000, "test", host=10**11), Wishes(misses=misses), CORES)
+        return explain(make_plan(terms), terms)
+
+    left, moved = found(Misses.cheapest), found(Misses.move)
+    assert left.forecast.seconds < moved.forecast.seconds
+    assert "the cores compute the coldest" in left.explanation and "cores twice as fast" in left.growth
+    assert "cores" not in moved.explanation and "cores twice as fast" not in moved.growth
