@@ -27,7 +27,7 @@ __all__ = ["History", "home_of"]
 logger = logging.getLogger(__name__)
 
 KEPT = ("disk", "start", "product", "compute", "dense_share", "turn", "step", "between", "wake")  # of the rates
-KEPT_OF_A_GPU = ("link", "product", "compute", "dense_share", "turn", "step", "between")
+KEPT_OF_A_GPU = ("link", "product", "compute", "dense_share", "turn", "step", "between", "cores", "cores_product")
 RUNS = 5  # whose rates are remembered; machines are shared, so the median of them counts
 
 

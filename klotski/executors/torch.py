@@ -156,7 +156,7 @@ def carry_out(
         carrier, host, ahead = make_carrier(model, task, device, source, disk, lane)
         cores = None
         if plan.attends_below or computes_below(config, task):
-            cores = ThreadLane(LaneName.CORES, recorder, log.clock)
+            cores = ThreadLane(LaneName.CORES, calibration, log.clock)
             stack.callback(cores.close)
             lanes.append(cores)
         caches, places = make_caches(plan, device, lane, cores if plan.attends_below else None)

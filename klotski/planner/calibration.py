@@ -7,7 +7,7 @@ steps of one. How long all turns of batches take is what it was.
 
 from collections import defaultdict
 
-from klotski.core import Compute, Operation, Span, product_rows
+from klotski.core import Compute, LaneName, Operation, Span, product_rows
 from klotski.lanes import ASLEEP, SpanSink
 from klotski.planner.costs import SHARED
 from klotski.planner.facts import ModelFacts
@@ -61,17 +61,23 @@ class Line:
 
 
 class Calibration:
-    """Listens to the spans of a compute lane on their way to `sink`."""
+    """Listens to the spans of a compute lane, and of the cores beside a GPU, on their way to `sink`."""
 
     def __init__(self, sink: SpanSink) -> None:
         self._sink = sink
         self._lines: dict[str, Line] = defaultdict(Line)
+        self._below = Line()  # experts on the cores beside a GPU
         self._rested: Operation | None = None  # what the cores have waited for at last, and for long
 
     def span(self, span: Span) -> None:
         """Take a finished operation."""
         operation = span.operation
         kind: str = operation.kind
+        if span.lane == LaneName.CORES:
+            if kind == Compute.EXPERT:
+                self._below.add(operation.tokens, span.end - span.begin)
+            self._sink.span(span)
+            return
         if operation.parts:
             kind = TOGETHER
         elif operation == self._rested and kind == Compute.EXPERT:
@@ -105,12 +111,23 @@ class Calibration:
         beyond = max(2 * LEAST, beyond / (1 + SHARED * disk_share))
         passing = min(facts.largest_expert / measured.product, beyond - LEAST)  # of weights, through a product
         dense = facts.dense_flops / facts.num_layers / of_dense if of_dense else measured.dense_share * measured.compute
-        return measured.because(
+        step = beyond - passing
+        return self._of_cores(facts, measured, step).because(
             MEASURED,
             turn=turn + around / attention.count,
             product=facts.largest_expert / passing,
-            step=beyond - passing,
+            step=step,
             wake=max(0.0, wake),
             between=between / sum(line.count for line in self._lines.values()),
             dense_share=dense / measured.compute,
         )
+
+    def _of_cores(self, facts: ModelFacts, measured: Rates, step: float) -> Rates:
+        """What the cores beside a GPU reached with experts, whose turn takes `step` of what they take anyway."""
+        if self._below.count < FEWEST:
+            return measured
+        of_token = facts.expert_flops / facts.choices
+        fixed, each = self._below.solve()
+        cores = of_token / each if each else measured.cores
+        passing = max(LEAST, (fixed if each else self._below.beyond(of_token / cores)) - step)
+        return measured.because(MEASURED, cores=cores, cores_product=facts.largest_expert / passing)

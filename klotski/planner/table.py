@@ -100,6 +100,8 @@ def decisions(plan: Plan, facts: ModelFacts) -> Iterable[tuple[str, str, str]]:
         yield "keys and values", "move", why("kv_slots", "a batch's come while another computes, and leave room")
     if plan.attends_below:
         yield "attention of new tokens", "on the cores", f"they look at {format_size(plan.rates.below)}/s where it lies"
+    if plan.forecast.sweep.below:
+        yield "missing experts", "some on the cores", "the coldest, as many as let the cores end with the link"
 
 
 def machine(rates: Rates) -> Iterable[tuple[str, str, str]]:

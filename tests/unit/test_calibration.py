@@ -112,6 +112,23 @@ def test_what_the_cores_have_waited_for_takes_longer() -> None:
     assert rates.step == pytest.approx(alone.step, rel=0.05)
 
 
+@pytest.mark.parametrize("spread", [True, False], ids=["some with more tokens", "all with as many"])
+def test_what_the_cores_take_for_experts_is_found(spread: bool) -> None:
+    """2 ms for each, and 0.1 ms for each token; what else they do is none of this."""
+    facts, calibration = model(expert_flops=10**6), calibrated(100)
+    for number in range(FEWEST):
+        tokens = number if spread else 10
+        for kind, seconds in ((Compute.EXPERT, 2e-3 + 1e-4 * tokens), (Compute.ATTENTION, 5.0)):
+            calibration.span(Span("cores", Operation(kind, 0, tokens=tokens), 1.0, 1.0 + seconds))
+    of_token = facts.expert_flops / facts.choices / 1e-4
+    rates = calibration.rates(facts, NOMINAL._replace(cores=of_token), 0.0, 0.0)
+    assert rates.cores == pytest.approx(of_token)
+    assert facts.largest_expert / rates.cores_product + rates.step == pytest.approx(2e-3)
+    alone = calibrated(100).rates(facts, NOMINAL, 0.0, 0.0)
+    assert (rates.turn, rates.step, rates.between) == (alone.turn, alone.step, alone.between)
+    assert (alone.cores, alone.cores_product) == (NOMINAL.cores, NOMINAL.cores_product)
+
+
 def test_what_reading_costs_experts_is_not_charged_twice() -> None:
     alone, beside = (calibrated(100).rates(model(), NOMINAL, share, 0.0).step for share in (0.0, 1.0))
     assert beside < alone

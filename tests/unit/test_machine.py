@@ -73,9 +73,21 @@ def test_each_value_has_its_own_day(folder: Path, tmp_path: Path, monkeypatch: p
 def test_of_a_gpu_its_memory_its_way_and_its_launches_are_measured_too(model: OpenModel, tmp_path: Path) -> None:
     rates = machine_rates(str(tmp_path), model, DelayedDevice(1, 0.0))
     assert rates is not None and rates.link is not None and rates.back is not None
-    assert min(rates.link, rates.back, rates.memory, rates.below) > 1e6
+    assert min(rates.link, rates.back, rates.memory, rates.below, rates.cores, rates.cores_product) > 1e6
     assert 0 < rates.step < rates.turn < 1
-    for name in ("link", "back", "memory", "below", "turn", "step", "compute", "product", "disk"):
+    for name in (
+        "link",
+        "back",
+        "memory",
+        "below",
+        "cores",
+        "cores_product",
+        "turn",
+        "step",
+        "compute",
+        "product",
+        "disk",
+    ):
         assert "measured on this machine (" in rates.why(name), name
     assert rates.why("between") == NOMINAL_GPU.reason
 
