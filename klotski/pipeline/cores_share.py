@@ -16,12 +16,9 @@ __all__ = ["CoresShare"]
 
 
 class CoresShare:
-    """Of one layer after the other, the experts that cores compute where they lie: none, if `below` is None.
+    """Of one layer after the other, the experts that cores compute where they lie. `blocks`: all experts of each."""
 
-    `blocks`: the experts of each layer.
-    """
-
-    def __init__(self, blocks: Sequence[Sequence[Block]], policy: Policy, below: Below | None) -> None:
+    def __init__(self, blocks: Sequence[Sequence[Block]], policy: Policy, below: Below) -> None:
         self._blocks = blocks
         self._policy = policy
         self._below = below
@@ -31,19 +28,18 @@ class CoresShare:
 
     def enter(self, batches: int, came_ahead: int) -> None:
         """A layer begins, with so many batches; about as many experts as came ahead for it will for the next one."""
-        if self._below is not None:
-            self._rest = batches * self._below.costs.attention
-            self._for_the_next = max(0.0, came_ahead * self._below.costs.moving - self._rest)
+        self._rest = batches * self._below.costs.attention
+        self._for_the_next = max(0.0, came_ahead * self._below.costs.moving - self._rest)
 
     def ahead(
-        self, layer: int, wanted: Sequence[int], scores: Sequence[float], choices: float, staying: Collection[int]
-    ) -> Sequence[int]:
+        self, layer: int, wanted: list[int], scores: Sequence[float], choices: float, staying: Collection[int]
+    ) -> list[int]:
         """Of experts that a policy would bring ahead, those that cores will probably not compute instead.
 
         `scores`: a predictor's. `choices`: of experts, that tokens make. `staying`: experts that need not come. What is
         unlikely to be used at all would keep the link from what is missing, of which it is to bring some.
         """
-        if self._below is None or not wanted:
+        if not wanted:
             return wanted
         known = scores if any(scores) else [1.0] * len(scores)
         likely = [expert for expert in self._policy.likely(scores, choices) if expert not in staying]
@@ -56,8 +52,6 @@ class CoresShare:
 
         `tokens`: that each is expected to get of the whole group. `moving`: experts that come before them.
         """
-        if self._below is None:
-            return ()
         costs = self._below.costs
         busy = sum(costs.turn + count * costs.token for count in self._held_back.values())
         left = self._choose(layer, tokens, moving * costs.moving + self._for_the_next, busy)
@@ -70,8 +64,6 @@ class CoresShare:
 
         `tokens`: of each, all routers having spoken. `moving`: experts that come before them.
         """
-        if self._below is None:
-            return [], []
         left = self._choose(layer, tokens, moving * self._below.costs.moving + self._for_the_next, 0.0)
         wanted = [block for block in self._held_back if block.expert not in left]
         self._held_back.clear()
@@ -79,8 +71,6 @@ class CoresShare:
 
     def compute(self, layer: int, tokens: Mapping[int, int], worker: Worker, gathered: Event) -> list[Event]:
         """Begin to compute experts, each over its tokens, after `gathered`; returns when each will have been."""
-        if self._below is None:
-            return []
         return [
             self._below.lane.submit(
                 Operation(Compute.EXPERT, layer, expert, tokens=count),
@@ -90,13 +80,8 @@ class CoresShare:
             for expert, count in tokens.items()
         ]
 
-    def clear(self) -> None:
-        """Forget what was held back."""
-        self._held_back.clear()
-
     def _choose(self, layer: int, tokens: Mapping[int, float], link: float, cores: float) -> list[int]:
         """Of missing experts, those to be computed below; `link`, `cores`: seconds for which these are taken before."""
-        assert self._below is not None, "there is nothing below"
         blocks, costs = self._blocks[layer], self._below.costs
         lying = {expert: count for expert, count in tokens.items() if blocks[expert] in self._below.blocks}
         return self._policy.below(lying, costs, link + (len(tokens) - len(lying)) * costs.moving, cores)

@@ -61,7 +61,7 @@ class Sweeper:
         self._together = together
         self._ahead = ahead or NothingAhead()
         self._reads_on = ahead is not None and policy.reads_on
-        self._share = CoresShare(self._blocks, policy, below)
+        self._share = None if below is None else CoresShare(self._blocks, policy, below)
         self._entered = -1  # the layer that is being computed, counted through all sweeps
         self._expected = -1  # likewise, the last one whose blocks are expected
         self._tokens = 0  # of the sweep
@@ -107,7 +107,6 @@ class Sweeper:
         """Give back what was brought for a sweep that will not come, once it is here; another may begin afterwards."""
         for waiting in (self._demanded, self._dense, self._guesses, self._guessed, self._claimed):
             waiting.clear()
-        self._share.clear()
         for block in self._residency.held():
             self._residency.release(block)
         self._ahead.close()
@@ -139,7 +138,8 @@ class Sweeper:
         """The batches' passes, and the tokens of each expert over all of them (None: no experts)."""
         after = self._residency.arrival(Block(layer))
         self._asked.clear()
-        self._share.enter(len(group), sum(block.layer == layer for block in self._guessed))
+        if self._share is not None:
+            self._share.enter(len(group), sum(block.layer == layer for block in self._guessed))
         uses: list[Event] = []
         routings: dict[int, Routing] = {}
         silent: deque[Batch] = deque()  # whose routers have not been heard yet
@@ -211,12 +211,13 @@ class Sweeper:
             else:
                 missing.append(block)
                 self._guesses.pop(block, None)
-        expected = {block.expert: parts * routing.counts[block.expert] for block in missing}
-        moving = len(self._demanded) + sum(1 for _ in residency.coming(layer))
-        held_back = self._share.hold_back(layer, expected, moving)
-        wanted = [block for block in missing if block not in held_back]
-        self._demanded |= dict.fromkeys(wanted)
-        self._ahead.expect(wanted, is_urgent=True)
+        if self._share is not None:
+            expected = {block.expert: parts * routing.counts[block.expert] for block in missing}
+            moving = len(self._demanded) + sum(1 for _ in residency.coming(layer))
+            held_back = self._share.hold_back(layer, expected, moving)
+            missing = [block for block in missing if block not in held_back]
+        self._demanded |= dict.fromkeys(missing)
+        self._ahead.expect(missing, is_urgent=True)
         self._pump()
 
     def _settle_share(self, layer: int, counts: Sequence[int]) -> dict[int, int]:
@@ -224,6 +225,8 @@ class Sweeper:
 
         What they were to compute, and is better moved, is sent for.
         """
+        if self._share is None:
+            return {}
         blocks, residency = self._blocks[layer], self._residency
         used = {expert: count for expert, count in enumerate(counts) if count}
         missing = {expert: count for expert, count in used.items() if not residency.is_known(blocks[expert])}
@@ -266,7 +269,7 @@ class Sweeper:
         gathered = self._compute.submit(
             gather, partial(self._worker.gather, layer, group, list(left)), self._awaited(layer)
         )
-        answers = self._share.compute(layer, left, self._worker, gathered)
+        answers = self._share.compute(layer, left, self._worker, gathered) if self._share else []
         looked_ahead = False
         while remaining:
             if not self._demanded and not looked_ahead:
@@ -341,7 +344,9 @@ class Sweeper:
         scores, staying = self._predictor.scores(layer), self._residency.resident_experts(layer)
         named = self._policy.ahead(scores, is_entered=is_entered)
         ahead = [*named, *self._policy.instead(named, scores, self._choices, staying)]
-        for expert in self._share.ahead(layer, ahead, scores, self._choices, staying):
+        if self._share is not None:
+            ahead = self._share.ahead(layer, ahead, scores, self._choices, staying)
+        for expert in ahead:
             block = self._blocks[layer][expert]
             if not self._residency.is_known(block):
                 self._guesses[block] = None

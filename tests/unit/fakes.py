@@ -409,6 +409,7 @@ class CheckingWorker:
         assert all(batch.routing is not None for batch in group)
         self._store.need_lent(is_needed=sum(batch.tokens for batch in group) > self._few)
         self._log.append(Entry("gather", layer))
+        self._log += [Entry("left", layer, expert) for expert in below]
 
     def compute(self, layer: int, expert: int) -> None:
         self._store.use(Block(layer, expert))

@@ -256,7 +256,7 @@ def check_computed_once_and_in_order(scenario: Scenario, story: Story) -> None:
             entries = [entry for entry in sweep if entry.layer == layer]
             below = [entry.expert for entry in entries if entry.what == "below"]
             check_below(scenario, entries)
-            entries = [entry for entry in entries if entry.what not in ("below", "answer")]
+            entries = [entry for entry in entries if entry.what not in ("left", "below", "answer")]
             needed = [expert for expert, tokens in enumerate(totals[layer]) if tokens and expert not in below]
             assert all(totals[layer][expert] for expert in below)
             asked = [entry.batch for entry in entries if entry.what == "project"]
@@ -321,7 +321,7 @@ def check_moved_once(scenario: Scenario, story: Story) -> None:
     passes: Counter[int] = Counter()  # by layer: how often its routing has become known
     entered: Counter[int] = Counter()
     used: set[tuple[Block, int]] = set()
-    below: set[tuple[Block, int]] = set()
+    left: set[tuple[Block, int]] = set()  # to the cores
     lost = 0
     for entry in story.log:
         now = passes[entry.layer] - 1
@@ -331,8 +331,8 @@ def check_moved_once(scenario: Scenario, story: Story) -> None:
             passes[entry.layer] += 1
         elif entry.what == "expert":
             used.add((entry.block, now))
-        elif entry.what == "below":
-            below.add((entry.block, now))
+        elif entry.what == "left":
+            left.add((entry.block, now))
         elif entry.what == "lost":
             arrivals[entry.block, now + 1] -= 1
             lost += 1
@@ -340,13 +340,13 @@ def check_moved_once(scenario: Scenario, story: Story) -> None:
             arrivals[entry.block, entered[entry.layer]] += 1
         elif entry.what == "bring":
             wanted = now >= 0 and totals[now][entry.layer][entry.expert]
-            wanted = wanted and (entry.block, now) not in used | below
+            wanted = wanted and (entry.block, now) not in used | left
             arrivals[entry.block, now if wanted else now + 1] += 1
     in_vain = lost
     for block, index in product(scenario.blocks, range(len(totals) + 1)):
         is_last = index == len(totals)
         needed = not is_last and (block.is_dense or totals[index][block.layer][block.expert] > 0)
-        needed = needed and (block, index) not in below
+        needed = needed and (block, index) not in left
         count = arrivals[block, index]
         assert count <= 1
         assert not (count and block in scenario.residents)
@@ -484,12 +484,21 @@ ALL_COLD = Scenario(
     4,
     EAGER,
 )
+ALL_BELOW = Scenario(
+    (2,),
+    tuple([[tokens]] for tokens in ((0, 0), (0, 1), (9, 0), (9, 0), (0, 0))),
+    1,
+    Policy(Prefetch.layer, 1, OnDemand.eager, Order.batch, Misses.cheapest),
+    expert_slots=1,
+    below=frozenset({Block(0, 0), Block(0, 1)}),
+)
 
 
 @given(scenarios())
 @example(ONE_LAYER)
 @example(NO_EXPERTS)
 @example(ALL_COLD)
+@example(ALL_BELOW)
 @examples(400)
 def test_every_promise_holds_on_a_late_disk(scenario: Scenario) -> None:
     check_all(scenario, play_late(scenario))
