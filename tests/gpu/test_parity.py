@@ -73,9 +73,13 @@ def test_tokens_are_those_of_transformers_on_the_gpu(card: AbstractContextManage
         assert read_results(tmp_path)[request["id"]] == output[0, prompt.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("attention", ["device", "host"])
+@pytest.mark.parametrize(
+    "settings",
+    [["placement.attention=device"], ["placement.attention=host"], ["pipeline.misses=cheapest", *FAST_CORES]],
+    ids=["attention on the device", "attention on the cores", "experts on the cores"],
+)
 def test_a_sweep_waits_for_nothing_but_what_it_chooses_by(
-    attention: str, card: AbstractContextManager[object], tmp_path: Path
+    settings: list[str], card: AbstractContextManager[object], tmp_path: Path
 ) -> None:
     """torch warns of each call that makes the host wait: a few for each sample, and none within the layers."""
     model = save_checkpoint("mixtral", tmp_path / "model")
@@ -83,7 +87,7 @@ def test_a_sweep_waits_for_nothing_but_what_it_chooses_by(
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         stack.callback(torch.cuda.set_sync_debug_mode, "default")
-        metrics = run(nullcontext(), tmp_path, model, f"placement.attention={attention}")
+        metrics = run(nullcontext(), tmp_path, model, *settings)
     waits = [each for each in told if "synchroniz" in str(each.message)]
     samples = sum(line["batches"] for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "sweep")
     batches, layers = len(REQUESTS) // 2, 3
