@@ -42,6 +42,7 @@ OF_FEW = {"few": ("product", "compute"), "few-below": ("cores_product", "cores")
 """Of products of few rows, whose rate follows from them, and from that of products of many."""
 SEQUENCES, HEADS, CONTEXT, WIDTH = 64, 8, 512, 128  # of keys and values, as of Mixtral's
 WIDE, DEEP = 2048, 4096  # the sides of an expert's matrix
+UNCACHED = 64  # of these, that no server's cores have in their caches: half a gigabyte and more
 
 
 class Measured(NamedTuple):
@@ -85,8 +86,8 @@ def measurements(model: OpenModel, device: Device) -> dict[str, Callable[[], flo
         wanted["back"] = lambda: copy_blocks(device, inward=False)
         wanted["memory"] = lambda: copy_within(device)
         wanted[f"below_{name}"] = lambda: look(dtype)
-        wanted[f"cores_{name}"] = lambda: multiply(ROWS, dtype, CpuDevice()) * 2 * ROWS
-        wanted[f"few-below_{name}"] = lambda: multiply(STEP, dtype, CpuDevice()) * 2 * STEP
+        wanted[f"cores_{name}"] = lambda: multiply(ROWS, dtype, CpuDevice(), UNCACHED) * 2 * ROWS
+        wanted[f"few-below_{name}"] = lambda: multiply(STEP, dtype, CpuDevice(), UNCACHED) * 2 * STEP
         wanted["launch"] = lambda: launch(device)
     if any(layout.requests for layout in model.layouts.values()):
         wanted["disk"] = lambda: read_blocks(model)
@@ -109,11 +110,11 @@ def as_rates(known: Mapping[str, Measured], where: str, device: Device) -> Rates
     return rates
 
 
-def multiply(rows: int, dtype: torch.dtype, device: Device) -> float:
-    """Numbers a second of a matrix that is multiplied with so many tokens; matrices take turns, as experts do."""
+def multiply(rows: int, dtype: torch.dtype, device: Device, count: int = 8) -> float:
+    """Numbers a second of a matrix that is multiplied with so many tokens; so many take turns, as experts do."""
     with device.place:
         tokens = torch.ones(rows, DEEP, dtype=dtype)
-        matrices = cycle([torch.ones(WIDE, DEEP, dtype=dtype) for _ in range(8)])
+        matrices = cycle([torch.ones(WIDE, DEEP, dtype=dtype) for _ in range(count)])
         out = torch.empty(rows, WIDE, dtype=dtype)
 
     def product() -> int:

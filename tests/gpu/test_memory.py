@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.card import Card
 from tests.engine import run_engine
 from tests.gpu.conftest import HAS_GPU
+from tests.tiers.schedules import FAST_CORES
 
 LARGER = 16 if HAS_GPU else 1  # than on threads: a GPU's allocator takes 20 MB where it is asked for one
 
@@ -27,6 +28,7 @@ class Workload(NamedTuple):
     below: int
     kv_cache: str
     placement: str
+    misses: str
 
 
 WORKLOADS = st.builds(
@@ -38,6 +40,7 @@ WORKLOADS = st.builds(
     below=st.sampled_from([20_000_000 * LARGER, 60_000_000 * LARGER]),
     kv_cache=st.sampled_from(["device", "host", "auto"]),
     placement=st.sampled_from(["none", "greedy", "lfu"]),
+    misses=st.sampled_from(["move", "cheapest"]),
 )
 
 
@@ -66,6 +69,8 @@ def test_no_workload_takes_more_than_was_granted(
             f"hw.host_memory={workload.below}B",
             f"placement={workload.placement}",
             f"placement.kv_cache={workload.kv_cache}",
+            f"pipeline.misses={workload.misses}",
+            *FAST_CORES,
         )
         metrics = json.loads((Path(name) / "metrics.json").read_text())
         assert metrics["num_requests"] == workload.requests
