@@ -103,7 +103,7 @@ def holding(plan: Plan, terms: Terms) -> str:
 def layers(plan: Plan, terms: Terms) -> str:
     """Whether computing hides reading, by the paper's last inequality."""
     whole = plan.conditions.each[-1]
-    if not whole.transfer:
+    if not whole.transfer or plan.forecast.sweep.below:  # the inequalities know of no cores
         return ""
     if terms.wishes.on_demand is OnDemand.lazy:
         return "A block is sent for when its turn comes, so that reading and computing take turns."
