@@ -166,9 +166,12 @@ class ExpertPhase:
         assert self._asked is not None and self._answers is not None, "nothing was to be computed below"
         begin = self._starts[expert] - self._below
         tokens, answers = self._asked.numbers(), self._answers
-        for piece in even_pieces(begin, begin + self._rows[expert], ROWS):
-            rows = slice(*piece)
-            expert_forward(self._module, views, tokens[rows], answers[rows])
+        for first, last in even_pieces(begin, begin + self._rows[expert], ROWS):
+            some = tokens.new_zeros((product_rows(last - first), tokens.shape[1]))
+            some[: last - first] = tokens[first:last]
+            out = torch.empty_like(some)
+            expert_forward(self._module, views, some, out)
+            answers[first:last] = out[: last - first]
 
     def answer(self) -> None:
         """Bring back what came of the experts below, all of which have been computed."""
