@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from klotski.core import OnDemand
-from klotski.planner.plan import Plan
+from klotski.core import Misses, OnDemand
+from klotski.planner.plan import WORTH, Plan
 from klotski.planner.rates import Rates
 from klotski.planner.search import ROUGH_SIZES, Appraiser
 from klotski.planner.terms import Terms
@@ -25,6 +25,7 @@ def explain(plan: Plan, terms: Terms) -> Plan:
         holding(plan, terms),
         layers(plan, terms),
         growing(plan),
+        with_cores(plan, terms),
         rates(plan),
     )
     return replace(plan, explanation=" ".join(sentence for sentence in about if sentence))
@@ -124,6 +125,19 @@ def growing(plan: Plan) -> str:
         f"The whole run is predicted to take {format_seconds(plan.forecast.seconds)} "
         f"({plan.predicted_rate:.3g} output tokens a second), and {each}: {best} would bring most, "
         f"{gain:.0%} more tokens a second."
+    )
+
+
+def with_cores(plan: Plan, terms: Terms) -> str:
+    """Whether it would help to let the cores compute experts, where all that is missing on a GPU is moved."""
+    if terms.rates.link is None or terms.wishes.misses is Misses.cheapest:
+        return ""
+    seconds = at_best(terms._replace(wishes=terms.wishes._replace(misses=Misses.cheapest)), plan.batch_size)
+    if plan.forecast.seconds <= WORTH * seconds:
+        return ""
+    return (
+        f"Were some of the experts that are missing on the GPU computed on the cores (pipeline.misses=cheapest), "
+        f"the run would be predicted to take {format_seconds(seconds)}."
     )
 
 

@@ -208,4 +208,8 @@ def test_a_plan_says_what_the_cores_do_and_whether_faster_ones_would_bring_more(
     left, moved = found(Misses.cheapest), found(Misses.move)
     assert left.forecast.seconds < moved.forecast.seconds
     assert "the cores compute the coldest" in left.explanation and "cores twice as fast" in left.growth
-    assert "cores" not in moved.explanation and "cores twice as fast" not in moved.growth
+    assert "the cores compute" not in moved.explanation and "cores twice as fast" not in moved.growth
+    hint = "computed on the cores (pipeline.misses=cheapest), the run would be predicted to take"
+    assert hint in moved.explanation and hint not in left.explanation
+    slow = Terms(FACTS, MANY, Budget(150_000_000, "test", host=10**11), Wishes(), CORES._replace(cores_product=1e8))
+    assert hint not in explain(make_plan(slow), slow).explanation
