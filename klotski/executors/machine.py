@@ -38,8 +38,8 @@ LAUNCHES = 100  # with one wait for all
 # Launches: some 45 and 5 kernels, and the Python between them. On cores, with matrices that take no time, a turn takes
 # as long as 155 small operations, and an expert's 35. That a launch takes twice as long as one of those is assumed.
 OF_A_TURN, OF_A_STEP = 100, 20
-OF_FEW = {"few": ("product", "compute"), "few-below": ("cores_product", "cores")}
-"""Of products of few rows, whose rate follows from them, and from that of products of many."""
+OF_FEW = {"few": ("product", "compute", STEP), "few-below": ("cores_product", "cores", 1)}
+"""Of products of few rows, whose rate follows from them, and from that of products of many; and how few."""
 SEQUENCES, HEADS, CONTEXT, WIDTH = 64, 8, 512, 128  # of keys and values, as of Mixtral's
 WIDE, DEEP = 2048, 4096  # the sides of an expert's matrix
 UNCACHED = 64  # of these, that no server's cores have in their caches: half a gigabyte and more
@@ -87,7 +87,7 @@ def measurements(model: OpenModel, device: Device) -> dict[str, Callable[[], flo
         wanted["memory"] = lambda: copy_within(device)
         wanted[f"below_{name}"] = lambda: look(dtype)
         wanted[f"cores_{name}"] = lambda: multiply(ROWS, dtype, CpuDevice(), UNCACHED) * 2 * ROWS
-        wanted[f"few-below_{name}"] = lambda: multiply(STEP, dtype, CpuDevice(), UNCACHED) * 2 * STEP
+        wanted[f"few-below_{name}"] = lambda: multiply(1, dtype, CpuDevice(), UNCACHED) * 2
         wanted["launch"] = lambda: launch(device)
     if any(layout.requests for layout in model.layouts.values()):
         wanted["disk"] = lambda: read_blocks(model)
@@ -100,8 +100,8 @@ def as_rates(known: Mapping[str, Measured], where: str, device: Device) -> Rates
     for name, (value, day) in known.items():
         reason, (what, _, dtype) = f"measured on this machine ({where}, {day})", name.partition("_")
         if what in OF_FEW:
-            rated, many = OF_FEW[what]
-            weights = weights_rate(value, known[f"{many}_{dtype}"].value, getattr(torch, dtype).itemsize)
+            rated, many, rows = OF_FEW[what]
+            weights = weights_rate(value, known[f"{many}_{dtype}"].value, getattr(torch, dtype).itemsize, rows)
             rates = rates.because(reason, **{rated: weights})
         elif what == "launch":
             rates = rates.because(f"launches, {reason}", turn=OF_A_TURN * value, step=OF_A_STEP * value)

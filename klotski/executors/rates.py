@@ -130,13 +130,13 @@ class RateSamples:
         return multiply
 
 
-def weights_rate(few: float, many: float, itemsize: int) -> float:
+def weights_rate(few: float, many: float, itemsize: int, rows: int = STEP) -> float:
     """Bytes a second at which weights come into a product, beside what its rows take.
 
-    `few`, `many`: operations a second of products of `STEP` rows, and of as many as make no difference any more. What
+    `few`, `many`: operations a second of products of so few `rows`, and of as many as make no difference any more. What
     a product takes is a line: so long for each row, and so long whatever the rows.
     """
-    seconds = 2 * STEP * max(1 / few - 1 / many, (1 - MOST) / few)  # of one of its weights
+    seconds = 2 * rows * max(1 / few - 1 / many, (1 - MOST) / few)  # of one of its weights
     return itemsize / seconds
 
 

@@ -167,7 +167,8 @@ class ExpertPhase:
         begin = self._starts[expert] - self._below
         tokens, answers = self._asked.numbers(), self._answers
         for first, last in even_pieces(begin, begin + self._rows[expert], ROWS):
-            some = tokens.new_zeros((product_rows(last - first), tokens.shape[1]))
+            few = last - first < STEP  # cores are sooner done with fewer rows, and these are not many numbers
+            some = tokens.new_zeros((last - first if few else product_rows(last - first), tokens.shape[1]))
             some[: last - first] = tokens[first:last]
             out = torch.empty_like(some)
             expert_forward(self._module, views, some, out)

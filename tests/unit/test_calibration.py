@@ -88,12 +88,13 @@ def test_what_a_turn_takes_is_not_lost_in_prompts_whose_rows_take_longer_than_th
     assert calibration.rates(facts, NOMINAL, 0.0, 0.0).step == pytest.approx(3e-4, rel=0.1)
 
 
+@pytest.mark.parametrize("rows", [1, STEP])
 @pytest.mark.parametrize(("fixed", "each"), [(3e-3, 2e-4), (4e-4, 2e-5)])
-def test_weights_come_into_a_product_at_what_its_rows_do_not_explain(fixed: float, each: float) -> None:
+def test_weights_come_into_a_product_at_what_its_rows_do_not_explain(fixed: float, each: float, rows: int) -> None:
     """A product of so many numbers takes a fixed time, and some for each of its rows."""
     numbers = 10**7
-    few, many = (2 * rows * numbers / (fixed + each * rows) for rows in (STEP, 10**9))
-    assert weights_rate(few, many, 2) == pytest.approx(2 * numbers / fixed)
+    few, many = (2 * count * numbers / (fixed + each * count) for count in (rows, 10**9))
+    assert weights_rate(few, many, 2, rows) == pytest.approx(2 * numbers / fixed)
     assert weights_rate(many, many, 2) > 0, "a machine that was disturbed while products were large"
 
 
