@@ -68,7 +68,7 @@ class LaneName(StrEnum):
     LINK = "link"  # blocks, from CPU memory into a GPU
     KV_IN = "kv_in"  # keys and values on the same way
     KV_OUT = "kv_out"  # and new ones back
-    CORES = "cores"  # what is computed where it lies, beside a GPU: attention over them, and experts
+    CORES = "cores"  # what is computed in CPU memory beside a GPU: attention over what stays there, and experts
     COMPUTE = "compute"
 
 
