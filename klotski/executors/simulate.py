@@ -18,8 +18,10 @@ from klotski.executors.task import Task, find_shape, is_dummy, make_sweeper, mis
 from klotski.lanes import VirtualClock, VirtualComputeLane, VirtualLane
 from klotski.pipeline import (
     Ahead,
+    Below,
     Caches,
     CachesAtHand,
+    CoresPace,
     NothingAhead,
     RoutingTable,
     create_predictor,
@@ -122,7 +124,8 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     on_host = plan.host_memory.get("weights", 0)
     places = plan.window_places or 1  # what stays on the GPU comes through it, too
     supply = Supply(facts, terms.rates, lasting, on_host, recorder, clock, lambda: compute.load, places)
-    cores = VirtualLane(LaneName.CORES, recorder, clock, CoresDurations(terms.rates.below, miss_costs(task)))
+    pace = CoresPace(miss_costs(task), recorder)
+    cores = VirtualLane(LaneName.CORES, pace, clock, CoresDurations(terms.rates.below, miss_costs(task)))
     caches: Caches = CachesAtHand()
     if plan.kv_slots:
         caches = HostCaches(facts, terms.rates, plan.kv_slots, supply.wire, cores, recorder, clock, under_way)
@@ -143,7 +146,7 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
         caches,
         ahead=ahead,
         together=together,
-        below=(cores, supply.below),
+        below=Below(cores, supply.below, pace),
     )
     with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
         totals.rates |= rates_by_lane(task)

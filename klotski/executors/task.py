@@ -1,13 +1,13 @@
 """What is to be run: the model outlined, the requests read, the plan made. No weight is read."""
 
 import logging
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from klotski.assets import BUNDLED, SHAPES, TINY
-from klotski.core import Block, Misses, Prediction, Request
+from klotski.core import Misses, Prediction, Request
 from klotski.executors.history import History
 from klotski.executors.outline import Outline
 from klotski.executors.planning import find_terms, is_described, plan_run
@@ -128,11 +128,11 @@ def make_sweeper(
     *,
     ahead: Ahead,
     together: bool,
-    below: tuple[Lane, Set[Block]] | None,
+    below: Below | None,
 ) -> Sweeper:
-    """The sweep over this model with the config's strategy.
+    """The sweep over this model with the config's strategy. `together`: see `Sweeper`.
 
-    `together`: see `Sweeper`. `below`: the lane of the cores beside a tier below the device, and what lies there.
+    `below`: what lies below the device, which comes to nothing where all that is missing is to be moved.
     """
     strategy, plan = config.pipeline, task.plan
     return Sweeper(
@@ -147,7 +147,7 @@ def make_sweeper(
         plan.scored_batches,
         together=together,
         ahead=ahead,
-        below=Below(*below, miss_costs(task)) if below and computes_below(config, task) else None,
+        below=below if computes_below(config, task) else None,
     )
 
 

@@ -28,6 +28,7 @@ from klotski.executors.task import (
     foresees,
     is_dummy,
     make_sweeper,
+    miss_costs,
     prepare,
 )
 from klotski.executors.worker import TorchWorker
@@ -44,8 +45,10 @@ from klotski.model import (
 )
 from klotski.pipeline import (
     Ahead,
+    Below,
     Caches,
     CachesAtHand,
+    CoresPace,
     NothingAhead,
     RoutingTable,
     create_predictor,
@@ -154,12 +157,13 @@ def carry_out(
         compute = lane(LaneName.COMPUTE)
         workspace = make_workspace(model, plan, device)
         carrier, host, ahead = make_carrier(model, task, device, source, disk, lane)
-        cores = None
+        below = None
         if plan.attends_below or computes_below(config, task):
-            cores = ThreadLane(LaneName.CORES, calibration, log.clock)
-            stack.callback(cores.close)
-            lanes.append(cores)
-        caches, places = make_caches(plan, device, lane, cores if plan.attends_below else None)
+            pace = CoresPace(miss_costs(task), calibration)
+            below = Below(ThreadLane(LaneName.CORES, pace, log.clock), carrier.below, pace)
+            stack.callback(below.lane.close)
+            lanes.append(below.lane)
+        caches, places = make_caches(plan, device, lane, below.lane if below and plan.attends_below else None)
         host += places.nbytes
         store = load_weights(model, plan, source, carrier, device, workspace, config.placement.residents)
         table = RoutingTable(model.shell.expert_counts)
@@ -183,7 +187,7 @@ def carry_out(
             caches,
             ahead=ahead,
             together=together,
-            below=None if cores is None else (cores, carrier.below),
+            below=below,
         )
         account.sweeping(sweeper.prefetch)
         stack.enter_context(recorder.telling(lambda: account.look(log.clock(), lanes, sweeper.waiting)))

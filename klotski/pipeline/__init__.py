@@ -1,6 +1,7 @@
 """The sweep, the policy behind it, and the group of batches that it drives."""
 
 from klotski.pipeline.contracts import Ahead, Batch, Below, Caches, CachesAtHand, NothingAhead, Worker
+from klotski.pipeline.cores_pace import CoresPace
 from klotski.pipeline.group import run_group
 from klotski.pipeline.policy import MissCosts, Policy
 from klotski.pipeline.predictors import Predictor, create_predictor
@@ -13,6 +14,7 @@ __all__ = [
     "Below",
     "Caches",
     "CachesAtHand",
+    "CoresPace",
     "MissCosts",
     "NothingAhead",
     "Policy",

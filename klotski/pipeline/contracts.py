@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 
 from klotski.core import Block, Routing
 from klotski.lanes import Event, Lane
-from klotski.pipeline.policy import MissCosts
+from klotski.pipeline.cores_pace import CoresPace
 
 __all__ = ["Ahead", "Batch", "Below", "Caches", "CachesAtHand", "NothingAhead", "Worker"]
 
@@ -102,12 +102,12 @@ class Worker(Protocol):
 class Below(NamedTuple):
     """Experts that can be computed where they lie, in CPU memory below a device, instead of being moved.
 
-    `lane`: of the cores that do it. `blocks`: those that are there for the whole run.
+    `lane`: of the cores that do it. `blocks`: those that are there for the whole run. `pace`: how fast they are at it.
     """
 
     lane: Lane
     blocks: Set[Block]
-    costs: MissCosts
+    pace: CoresPace
 
 
 class Caches(Protocol):

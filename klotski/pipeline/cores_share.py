@@ -28,8 +28,9 @@ class CoresShare:
 
     def enter(self, batches: int, came_ahead: int) -> None:
         """A layer begins, with so many batches; about as many experts as came ahead for it will for the next one."""
-        self._rest = batches * self._below.costs.attention
-        self._for_the_next = max(0.0, came_ahead * self._below.costs.moving - self._rest)
+        costs = self._below.pace.costs
+        self._rest = batches * costs.attention
+        self._for_the_next = max(0.0, came_ahead * costs.moving - self._rest)
 
     def ahead(
         self, layer: int, wanted: list[int], scores: Sequence[float], choices: float, staying: Collection[int]
@@ -52,7 +53,7 @@ class CoresShare:
 
         `tokens`: that each is expected to get of the whole group. `moving`: experts that come before them.
         """
-        costs = self._below.costs
+        costs = self._below.pace.costs
         busy = sum(costs.turn + count * costs.token for count in self._held_back.values())
         left = self._choose(layer, tokens, moving * costs.moving + self._for_the_next, busy)
         held_back = {self._blocks[layer][expert]: tokens[expert] for expert in left}
@@ -64,7 +65,9 @@ class CoresShare:
 
         `tokens`: of each, all routers having spoken. `moving`: experts that come before them.
         """
-        left = self._choose(layer, tokens, moving * self._below.costs.moving + self._for_the_next, 0.0)
+        left = self._choose(layer, tokens, moving * self._below.pace.costs.moving + self._for_the_next, 0.0)
+        if not left:
+            self._below.pace.forget()
         wanted = [block for block in self._held_back if block.expert not in left]
         self._held_back.clear()
         return left, wanted
@@ -82,6 +85,6 @@ class CoresShare:
 
     def _choose(self, layer: int, tokens: Mapping[int, float], link: float, cores: float) -> list[int]:
         """Of missing experts, those to be computed below; `link`, `cores`: seconds for which these are taken before."""
-        blocks, costs = self._blocks[layer], self._below.costs
+        blocks, costs = self._blocks[layer], self._below.pace.costs
         lying = {expert: count for expert, count in tokens.items() if blocks[expert] in self._below.blocks}
         return self._policy.below(lying, costs, link + (len(tokens) - len(lying)) * costs.moving, cores)

@@ -34,6 +34,7 @@ from klotski.lanes import Clock, Event, InlineLane, Lane, ThreadLane
 from klotski.pipeline import (
     Below,
     CachesAtHand,
+    CoresPace,
     MissCosts,
     Policy,
     Predictor,
@@ -205,7 +206,7 @@ def play(
         scenario.scored,
         together=scenario.together,
         ahead=store.window,
-        below=Below(cores, scenario.below, scenario.costs),
+        below=Below(cores, scenario.below, CoresPace(scenario.costs, sink)),
     )
     story.batches = [
         FakeBatch(index, steps, visit, scenario.prompt(index), looks_below=stay)
