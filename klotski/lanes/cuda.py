@@ -24,7 +24,7 @@ from klotski.core import Operation, Span
 from klotski.lanes.base import Clock, Event, Lane, SpanSink
 from klotski.lanes.threads import LaneClosedError
 
-__all__ = ["CudaClock", "CudaComputeLane", "CudaLane", "Landing", "pin", "to_device"]
+__all__ = ["CudaClock", "CudaComputeLane", "CudaLane", "Landing", "bring", "pin", "to_device"]
 
 LONG = 10.0  # seconds, of which a driver's steps are a microsecond
 WAITED = 2e-6  # seconds between two timing events with nothing between them, and less
@@ -261,6 +261,14 @@ def to_device(numbers: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return numbers
     return numbers.pin_memory().to(device, non_blocking=True)
+
+
+def bring(numbers: torch.Tensor, target: torch.Tensor) -> None:
+    """Numbers of the host into memory of a device, in the order of the lane that this is called on."""
+    if target.device.type == "cpu":
+        target.copy_(numbers)
+    else:
+        target.copy_(numbers.pin_memory(), non_blocking=True)
 
 
 def is_ready(event: Event) -> bool:

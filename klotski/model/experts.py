@@ -29,7 +29,7 @@ from torch.nn.functional import embedding_bag, grouped_mm
 from transformers.integrations.moe import _default_apply_gate
 
 from klotski.core import STEP, product_rows
-from klotski.lanes.cuda import Landing, to_device
+from klotski.lanes.cuda import Landing, bring, to_device
 from klotski.weights.memory import allocate, whole_pages
 
 __all__ = ["ExpertPhase", "ExpertsCall", "Workspace", "WorkspaceShape", "count_tokens"]
@@ -178,7 +178,7 @@ class ExpertPhase:
         """Bring back what came of the experts below, all of which have been computed."""
         assert self._answers is not None, "nothing was computed below"
         out = self._space.outputs[self._below : sum(self._rows)]
-        out.copy_(to_device(self._answers, out.device))
+        bring(self._answers, out)
         apply_norm(self._module, out)
         self._asked = self._answers = None
 
