@@ -8,6 +8,7 @@ import torch
 
 from tests.card import Card
 from tests.engine import sample_little
+from tests.tiers.schedules import believe
 
 HAS_GPU = torch.cuda.is_available()
 WITH_ONE = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="there is no CUDA device")]
@@ -20,6 +21,7 @@ def new_card(
 ) -> Callable[[], AbstractContextManager[object]]:
     """Makes that in which there is a card: the real one, or one of threads."""
     sample_little(monkeypatch)  # nobody asks here what a card reaches
+    believe(monkeypatch)
     return nullcontext if request.param == "gpu" else Card
 
 

@@ -18,7 +18,7 @@ from klotski.lanes.cuda import CudaClock
 from tests.card import Card
 from tests.card.streams import Stream
 from tests.engine import read_lines, read_results, run_requests, sample_little
-from tests.tiers.schedules import GPU, PHASES, REQUESTS, SCHEDULES, Schedule
+from tests.tiers.schedules import GPU, PHASES, REQUESTS, SCHEDULES, Schedule, believe
 
 BUDGET = ["hw.device_memory=2.5MB", "hw.host_memory=4MB", "pipeline.n_batches=2", "pipeline.batch_size=3"]
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
@@ -29,6 +29,7 @@ def run_on(card: Card, folder: Path, model: Path, *overrides: str) -> dict[str, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("klotski.executors.create", lambda config: TorchExecutor(CudaDevice()))
         sample_little(patch)
+        believe(patch)
         metrics = run_requests(folder, model, REQUESTS, *GPU, *overrides)
     assert metrics["peak_memory"]["device"] == card.peak
     return metrics

@@ -12,13 +12,14 @@ from tests.architectures import save_checkpoint
 from tests.engine import read_lines, read_results, run_requests
 from tests.reference import plain_generate
 from tests.tiers.delayed import DelayedDevice, PoisonedPlaces, PoisonedStore
-from tests.tiers.schedules import FAST_CORES, GPU, PHASES, REQUESTS, SCHEDULES, Schedule
+from tests.tiers.schedules import FAST_CORES, GPU, PHASES, REQUESTS, SCHEDULES, Schedule, believe
 
 
 def run_on(device: DelayedDevice, folder: Path, model: Path, *overrides: str) -> dict[str, Any]:
     """A run on a device's three tiers; returns its metrics."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("klotski.executors.create", lambda config: TorchExecutor(device))
+        believe(patch)
         patch.setattr("klotski.executors.torch.BlockStore", PoisonedStore)
         patch.setattr("klotski.executors.torch.CachePlaces", PoisonedPlaces)
         return run_requests(folder, model, REQUESTS, *GPU, *overrides)
