@@ -201,8 +201,7 @@ class Costs:
         Neither takes equally long each time, so that one waits for the other now and then: the more slots
         between them, the less. With a single slot they take turns.
         """
-        use, below = self._coming(work, using)
-        read = self._from_disk(using) * using(work.tokens).nbytes
+        use, read, below = self._coming(work, using)
         attention, cache, head = self.attention(work), self.cache(work), self.head(work)
         experts = self.experts(work.tokens, self.products(work, use, using))
         looking = self.looking(attention, cache, work)
@@ -246,16 +245,16 @@ class Costs:
         """And for each token."""
         return self.facts.expert_flops / self.facts.choices / self.rates.cores
 
-    def _coming(self, work: Work, using: Using) -> tuple[Use, float]:
-        """What a sweep uses, without what the cores compute where it lies, and their seconds for that.
+    def _coming(self, work: Work, using: Using) -> tuple[Use, float, float]:
+        """What a sweep uses but for what the cores compute below a GPU, bytes that come from disk, and the cores' seconds.
 
         They begin when a layer's routers have spoken, and as many experts are left to them as let them end with what
         moves meanwhile, in the mean.
         """
-        use = using(work.tokens)
+        use, from_disk = using(work.tokens), self._from_disk(using)
+        read = from_disk * use.nbytes
         if self.wishes.misses is Misses.move or self.rates.link is None or not use.experts:
-            return use, 0.0
-        from_disk = self._from_disk(using)
+            return use, read, 0.0
         tokens = work.tokens * self.facts.choices / use.computed
         one = self.below_turn + tokens * self.below_token
         looking = self.looking(self.attention(work), self.cache(work), work)
@@ -263,7 +262,7 @@ class Costs:
         lying = (1 - from_disk) * use.experts / self.facts.mean_expert
         left = max(0.0, min(sooner / (self.moving + one), lying))
         less = use._replace(experts=use.experts - left * self.facts.mean_expert, computed=use.computed - left)
-        return less, left * one
+        return less, read, left * one
 
     def looking(self, attention: float, cache: float, work: Work) -> float:
         """Seconds of all layers' attention: cores that look at keys and values do so while other batches are computed.

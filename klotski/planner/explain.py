@@ -129,8 +129,10 @@ def growing(plan: Plan) -> str:
 
 
 def with_cores(plan: Plan, terms: Terms) -> str:
-    """Whether it would help to let the cores compute experts, where all that is missing on a GPU is moved."""
-    if terms.rates.link is None or terms.wishes.misses is Misses.cheapest:
+    """Whether it would help to let the cores compute experts, where the way into a GPU sets the pace."""
+    sweep = plan.forecast.sweep
+    is_bound = terms.rates.link is not None and sweep.disk > sweep.arithmetic and not is_short(plan)
+    if not is_bound or terms.wishes.misses is Misses.cheapest:
         return ""
     seconds = at_best(terms._replace(wishes=terms.wishes._replace(misses=Misses.cheapest)), plan.batch_size)
     if plan.forecast.seconds <= WORTH * seconds:
