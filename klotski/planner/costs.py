@@ -246,7 +246,7 @@ class Costs:
         return self.facts.expert_flops / self.facts.choices / self.rates.cores
 
     def _coming(self, work: Work, using: Using) -> tuple[Use, float, float]:
-        """What a sweep uses but for what the cores compute below a GPU, bytes that come from disk, and the cores' seconds.
+        """What a sweep uses, but for what cores compute below a GPU; bytes that come from disk; the cores' seconds.
 
         They begin when a layer's routers have spoken, and as many experts are left to them as let them end with what
         moves meanwhile, in the mean.
