@@ -124,8 +124,9 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
     on_host = plan.host_memory.get("weights", 0)
     places = plan.window_places or 1  # what stays on the GPU comes through it, too
     supply = Supply(facts, terms.rates, lasting, on_host, recorder, clock, lambda: compute.load, places)
-    pace = CoresPace(miss_costs(task), recorder)
-    cores = VirtualLane(LaneName.CORES, pace, clock, CoresDurations(terms.rates.below, miss_costs(task)))
+    of_misses = miss_costs(task)
+    pace = CoresPace(of_misses, recorder)
+    cores = VirtualLane(LaneName.CORES, pace, clock, CoresDurations(terms.rates.below, of_misses))
     caches: Caches = CachesAtHand()
     if plan.kv_slots:
         caches = HostCaches(facts, terms.rates, plan.kv_slots, supply.wire, cores, recorder, clock, under_way)

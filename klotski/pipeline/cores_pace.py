@@ -27,7 +27,7 @@ class CoresPace:
     def span(self, span: Span) -> None:
         """Take a finished operation."""
         if span.operation.kind == Compute.EXPERT:
-            expected = self._planned.turn + span.operation.tokens * self._planned.token
+            expected = self._planned.computing(span.operation.tokens)
             self._expected += (expected - self._expected) / LATELY
             self._took += (span.end - span.begin - self._took) / LATELY
             self._settle()

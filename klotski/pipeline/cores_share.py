@@ -54,7 +54,7 @@ class CoresShare:
         `tokens`: that each is expected to get of the whole group. `moving`: experts that come before them.
         """
         costs = self._below.pace.costs
-        busy = sum(costs.turn + count * costs.token for count in self._held_back.values())
+        busy = sum(costs.computing(count) for count in self._held_back.values())
         left = self._choose(layer, tokens, moving * costs.moving + self._for_the_next, busy)
         held_back = {self._blocks[layer][expert]: tokens[expert] for expert in left}
         self._held_back |= held_back

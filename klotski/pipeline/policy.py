@@ -30,6 +30,10 @@ class MissCosts(NamedTuple):
     token: float
     attention: float = 0.0
 
+    def computing(self, tokens: float) -> float:
+        """Seconds of one that is computed where it lies."""
+        return self.turn + tokens * self.token
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -103,7 +107,7 @@ class Policy:
         soonest, best, total = link + len(coldest) * costs.moving, 0, 0.0
         for count, expert in enumerate(coldest, start=1):
             total += tokens[expert]
-            cores += costs.turn + tokens[expert] * costs.token
+            cores += costs.computing(tokens[expert])
             end = max(cores, link + (len(coldest) - count) * costs.moving)
             if end >= soonest or total > MOST_BELOW:
                 break

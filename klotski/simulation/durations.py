@@ -82,5 +82,5 @@ class CoresDurations:
     def __call__(self, operation: Operation) -> float:
         """Seconds of one operation."""
         if operation.kind == Compute.EXPERT:
-            return self._costs.turn + operation.tokens * self._costs.token
+            return self._costs.computing(operation.tokens)
         return operation.nbytes / self._looking
