@@ -4,11 +4,10 @@ import atexit
 import gc
 import logging
 import os
-import signal
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from klotski import schema
 from klotski.errors import KlotskiError
 from klotski.refusals import explain
+from klotski.shutdown import CleanUp, interrupted_by_signals
 
 if TYPE_CHECKING:
     from klotski.telemetry import Recorder, RunLog, Totals
@@ -84,11 +84,12 @@ def run(composed: DictConfig, folder: Path) -> None:
     from klotski.executors import create
     from klotski.telemetry import Recorder, RunLog, Totals
 
-    signal.signal(signal.SIGTERM, interrupt)
     totals = Totals()
-    with RunLog(folder) as log, ExitStack() as stack:
+    with interrupted_by_signals(), RunLog(folder) as log, CleanUp() as stack:
+        schema.save(composed, folder)
         recorder = Recorder(log.events if composed.get("events", True) else None)
         status, mode, reason = "failed", "measured", None
+        stack.callback(lambda: conclude(status, mode, reason, log, recorder, totals))
         try:
             config = schema.load(composed)
             server = take_port(config.prometheus, stack)
@@ -107,8 +108,6 @@ def run(composed: DictConfig, folder: Path) -> None:
         except BaseException as error:
             reason = str(error) or type(error).__name__
             raise
-        finally:
-            conclude(status, mode, reason, log, recorder, totals)
 
 
 def take_port(port: int | None, stack: ExitStack) -> "PrometheusServer | None":
@@ -127,14 +126,13 @@ def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder
 
     metrics = summarize(status, mode, totals, recorder, reason)
     log.metrics(metrics)
-    if status != "failed" and recorder.is_writing:
-        is_whole = write_trace(log.folder / "events.jsonl", log.folder / "trace.json", mode)
+    if status != "failed" and totals.plan and recorder.is_writing:
+        try:
+            is_whole = write_trace(log.folder / "events.jsonl", log.folder / "trace.json", mode)
+        except OSError as error:
+            logger.warning("trace.json could not be written: %s", error.strerror)
+            is_whole = True
         if not is_whole:
             logger.info("trace.json has as many events as a viewer can show; events.jsonl has all of them")
     if status == "ok" and totals.sweeps:
         print_summary(metrics, log.num_errors, log.folder)
-
-
-def interrupt(signum: int, frame: object) -> NoReturn:
-    """SIGTERM ends a run as Ctrl-C does."""
-    raise KeyboardInterrupt

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
 from weakref import ref
 
@@ -68,6 +67,7 @@ from klotski.planner import (
 )
 from klotski.planner.calibration import MEASURED
 from klotski.schema import RunConfig, SyntheticWorkload
+from klotski.shutdown import CleanUp
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count
 from klotski.weights import SlotKind
@@ -137,7 +137,7 @@ def carry_out(
     """Take memory as planned, and sweep until all requests have ended."""
     plan = task.plan
     device.limit(plan.budget, plan.memory["runtime"])
-    with ExitStack() as stack, torch.inference_mode():
+    with CleanUp() as stack, torch.inference_mode():
         account = stack.enter_context(Account(task.requests, task.facts, task.encoder, log, recorder, totals))
         calibration = Calibration(recorder)
         make_lane = device.lanes(log.clock)

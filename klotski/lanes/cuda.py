@@ -199,6 +199,9 @@ class CudaLane(Lane):
                 end = self._stream.queue(operation, run, after)
         except BaseException as error:
             self._error = error
+            if not isinstance(error, Exception):  # Ctrl-C, on the thread that submits: not the lane's to keep
+                queued.complete(None, error)
+                raise
         queued.complete(end, self._error)
 
     def _work(self) -> None:

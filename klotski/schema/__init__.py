@@ -17,7 +17,7 @@ from klotski.schema.configs import (
     WorkloadConfig,
 )
 from klotski.schema.hardware import HwConfig, has_gpu, names_a_machine, read_hardware
-from klotski.schema.loading import is_overridden, load, register
+from klotski.schema.loading import is_overridden, load, register, save
 
 __all__ = [
     "DType",
@@ -37,4 +37,5 @@ __all__ = [
     "names_a_machine",
     "read_hardware",
     "register",
+    "save",
 ]

@@ -30,7 +30,7 @@ from klotski.schema.configs import (
 from klotski.schema.hardware import HwConfig, check_hardware
 from klotski.units import parse_count, parse_size
 
-__all__ = ["is_overridden", "load", "register"]
+__all__ = ["is_overridden", "load", "register", "save"]
 
 
 def register(configs: Path) -> None:
@@ -85,6 +85,24 @@ def load(composed: DictConfig) -> RunConfig:
         raise ConfigError(f"{key} is not a setting; {did_you_mean(key.rpartition('.')[2], siblings)}")
     check(config)
     return config
+
+
+def save(composed: DictConfig, folder: Path) -> None:
+    """Write `.hydra/`: what a run was composed of. Hydra itself would overwrite that of an earlier run in the folder.
+
+    Raises:
+        ConfigError: it could not be written.
+    """
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    parts = {"config": composed, "hydra": OmegaConf.create({"hydra": hydra}), "overrides": hydra.overrides.task}
+    try:
+        (folder / ".hydra").mkdir(exist_ok=True)
+        for name, part in parts.items():
+            (folder / ".hydra" / f"{name}.yaml").write_text(OmegaConf.to_yaml(part))
+    except OSError as error:
+        raise explain(error) from error
 
 
 def is_overridden(key: str) -> bool:

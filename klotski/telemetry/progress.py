@@ -1,6 +1,7 @@
 """How far the run is: a bar on a terminal, a plain line now and then otherwise."""
 
 import time
+from contextlib import suppress
 from types import TracebackType
 
 from rich.console import Console
@@ -39,7 +40,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        with suppress(OSError):  # the terminal may be gone, and the run goes on
+            self._bar.stop()
 
     def advance(self, requests: int, output_tokens: int, expected_tokens: int) -> None:
         """Requests and output tokens so far; at most `expected_tokens` come in all."""
@@ -49,8 +51,7 @@ class Progress:
         if self._console.is_terminal or now - self._said < SECONDS_BETWEEN_LINES:
             return
         self._said = now
-        if self._is_predicted:
-            self._console.print(f"{requests} of {self._num_requests} requests predicted", highlight=False)
-            return
         left = f", at most {max(expected_tokens - output_tokens, 0) / rate:.0f} s left" if rate else ""
-        self._console.print(f"{requests} of {self._num_requests} requests, {rate:.1f} tokens/s{left}", highlight=False)
+        speed = " predicted" if self._is_predicted else f", {rate:.1f} tokens/s{left}"
+        with suppress(OSError):
+            self._console.print(f"{requests} of {self._num_requests} requests{speed}", highlight=False)

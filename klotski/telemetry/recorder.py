@@ -6,10 +6,11 @@ what a lane did in a layer, or the line of the sweep has to do. What has been do
 and by each expert, is therefore told in any detail: by the sweep, and by the state of things.
 """
 
+import logging
 import threading
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from klotski.openmp import roam
 from klotski.telemetry.events import BubbleEvent, BubblesEvent, Counts, SpanEvent, SpansEvent, StateEvent, SweepEvent
 
 __all__ = ["Allowance", "Done", "Recorder"]
+
+logger = logging.getLogger(__name__)
 
 PERIOD = 0.25  # seconds from one look at how things stand to the next
 SELDOM = 3.0  # seconds from one count of the experts to the next, at least
@@ -108,6 +111,8 @@ class Done(NamedTuple):
 
 class Recorder:
     """Takes spans from all lanes; `flush` hands the encoded lines to `write` (None: they are only added up).
+
+    Where `write` raises an `OutputError`, nothing more is written, after one warning: no result depends on it.
 
     `allowances`: for sweeps that are written operation by operation, and layer by layer.
     """
@@ -245,7 +250,12 @@ class Recorder:
                 pending, self._pending = self._pending, []
                 self._lines += len(pending)
             if pending and self._write is not None:
-                self._write(self._encoder.encode_lines(pending))
+                try:
+                    self._write(self._encoder.encode_lines(pending))
+                except OutputError as error:
+                    self._write = None
+                    self._detail = Detail.SWEEP
+                    logger.warning("%s; the run goes on without events", error)
 
     @contextmanager
     def telling(self, look: Callable[[], StateEvent]) -> Iterator[None]:
@@ -258,10 +268,9 @@ class Recorder:
         def tell() -> None:
             roam()
             is_over = False
-            with suppress(OutputError):  # who sweeps will hear of it as well
-                while not is_over:
-                    is_over = ended.wait(PERIOD)
-                    self._tell(look())
+            while not is_over:
+                is_over = ended.wait(PERIOD)
+                self._tell(look())
 
         teller = threading.Thread(target=tell, name="klotski-telling", daemon=True)
         teller.start()

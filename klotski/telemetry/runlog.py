@@ -5,9 +5,13 @@ whatever kills the process, every line that ends in a newline is whole. (Linux m
 between two pages if the kill comes in its very middle; a tail without a newline is no line.)
 `metrics.json` is written whatever happens, even when the disk has filled up: a reserve of a few
 pages is given back first.
+
+A folder belongs to one run. `.lock` keeps a second one out while the first goes on, and a folder that
+holds results is refused: finished work is never overwritten.
 """
 
 import errno
+import logging
 import os
 import socket
 import time
@@ -18,20 +22,25 @@ from types import TracebackType
 from typing import Any
 
 import msgspec
+from filelock import FileLock, Timeout
 
 from klotski.errors import OutputError
 
 __all__ = ["SCHEMA_VERSION", "RunLog"]
 
+logger = logging.getLogger(__name__)
+
 SCHEMA_VERSION = 1  # of everything in the folder; raised when a reader would have to change
 RESERVE = 64 << 10  # bytes
+LINES = ("results.jsonl", "errors.jsonl", "events.jsonl")  # the files that every accepted run has
+ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER, or for a sweep with hydra.sweep.dir=FOLDER"
 
 
 class RunLog:
     """Writes a run's files, each of which says whether the run is `measured` or `predicted`.
 
     Raises:
-        OutputError: a file cannot be written; the message names it and says why.
+        OutputError: the folder belongs to another run, or a file cannot be written; the message names it and says why.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,6 +50,9 @@ class RunLog:
         self._started = time.monotonic()
         self._descriptors: dict[str, int] = {}
         self.num_errors = 0
+        self._guard("run.json", lambda: folder.mkdir(parents=True, exist_ok=True))
+        self._lock = FileLock(folder / ".lock")
+        self._guard(".lock", self._claim)
         self._guard("run.json", self._open)
 
     def clock(self) -> float:
@@ -67,14 +79,16 @@ class RunLog:
         self._append("events.jsonl", lines)
 
     def plan(self, plan: dict[str, Any]) -> None:
-        """`plan.json`."""
+        """`plan.json`. Config, workload and plan are accepted: the files that get a line at a time are opened."""
         content = {"mode": self.mode} | plan
         self._guard("plan.json", lambda: write_whole(self.folder / "plan.json", content))
+        for name in LINES:
+            self._guard(name, lambda name=name: self._descriptor(name))  # type: ignore[misc]
 
     def experts(self, experts: dict[str, Any]) -> None:
         """`experts.json`."""
         content = {"schema": SCHEMA_VERSION, "mode": self.mode} | experts
-        self._guard("experts.json", lambda: write_whole(self.folder / "experts.json", content))
+        self._note("experts.json", lambda: write_whole(self.folder / "experts.json", content))
 
     def hardware(self, text: str) -> None:
         """`hw/measured.yaml`, an option of the group `hw`."""
@@ -84,7 +98,7 @@ class RunLog:
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
 
-        self._guard("hw/measured.yaml", write)
+        self._note("hw/measured.yaml", write)
 
     def metrics(self, metrics: dict[str, Any]) -> None:
         """`metrics.json`; the last thing a run writes."""
@@ -93,15 +107,15 @@ class RunLog:
 
     def routing(self, line: Mapping[str, Any]) -> None:
         """One line of `routing.jsonl`, which only a run has that records it."""
-        if "routing.jsonl" not in self._descriptors:
-            self._guard("routing.jsonl", lambda: self._create("routing.jsonl"))
         self._append("routing.jsonl", msgspec.json.encode(line) + b"\n")
 
     def close(self) -> None:
         """Close the files; may be called twice."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
-        (self.folder / ".reserve").unlink(missing_ok=True)
+        if self._lock.is_locked:
+            (self.folder / ".reserve").unlink(missing_ok=True)
+            self._lock.release()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -111,10 +125,17 @@ class RunLog:
     ) -> None:
         self.close()
 
+    def _claim(self) -> None:
+        """Make the folder this run's own, unless another run is under way there or has left results."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout as error:
+            raise OutputError(f"{self.folder} belongs to a run that is under way; {ELSEWHERE}") from error
+        if found := finished_work(self.folder):
+            self.close()
+            raise OutputError(f"{self.folder} holds {found} of an earlier run, which are kept; {ELSEWHERE}")
+
     def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("results.jsonl", "errors.jsonl", "events.jsonl"):
-            self._create(name)
         (self.folder / ".reserve").write_bytes(bytes(RESERVE))
         self._identify()
 
@@ -128,20 +149,42 @@ class RunLog:
         }
         write_whole(self.folder / "run.json", identity)
 
-    def _create(self, name: str) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-        self._descriptors[name] = os.open(self.folder / name, flags, 0o644)
+    def _descriptor(self, name: str) -> int:
+        """The open file of that name; begun anew when it is first asked for."""
+        if name not in self._descriptors:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+            self._descriptors[name] = os.open(self.folder / name, flags, 0o644)
+        return self._descriptors[name]
 
     def _append(self, name: str, data: bytes) -> None:
-        self._guard(name, lambda: write_all(self._descriptors[name], data))
+        self._guard(name, lambda: write_all(self._descriptor(name), data))
+
+    def _note(self, name: str, write: Callable[[], object]) -> None:
+        """Write what no result depends on; a warning if that fails."""
+        try:
+            self._guard(name, write)
+        except OutputError as error:
+            logger.warning("%s", error)
 
     def _guard(self, name: str, write: Callable[[], object]) -> None:
         try:
             write()
         except OSError as error:
             what = "no space is left" if error.errno == errno.ENOSPC else error.strerror
-            kept = "; what was finished is in results.jsonl" if self._descriptors else ""
+            kept = "; what was finished is in results.jsonl" if name == "results.jsonl" else ""
             raise OutputError(f"{self.folder / name} could not be written: {what}{kept}") from error
+
+
+def finished_work(folder: Path) -> str | None:
+    """What a folder holds that a run may not overwrite; None: nothing."""
+    results, metrics = folder / "results.jsonl", folder / "metrics.json"
+    if results.exists() and results.stat().st_size:
+        return "the results"
+    try:
+        done = msgspec.json.decode(metrics.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError):
+        return None
+    return "the figures" if done.get("num_requests") else None
 
 
 def write_all(descriptor: int, data: bytes) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -121,6 +120,7 @@ def test_events_of_each_lane_add_up_to_its_busy_seconds(
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
     with RunLog(folder) as log:
+        log.plan({})
         recorder = Recorder(log.events)
         for number, span in enumerate(timeline):
             recorder.span(span)
@@ -146,6 +146,7 @@ def test_the_trace_has_a_track_for_each_lane_on_which_nothing_overlaps(
     folder = tmp_path_factory.mktemp("run")
     expected = {str(span.lane) for span in timeline}
     with RunLog(folder) as log:
+        log.plan({})
         recorder = Recorder(log.events)
         for span in timeline:
             recorder.span(span)
@@ -608,16 +609,15 @@ def test_a_result_is_on_disk_and_in_the_totals_when_it_has_been_told(
     "override", ["pipeline.n_batches=none", "model=custom model.path={tmp}/nowhere"], ids=["config", "model"]
 )
 def test_a_run_that_fails_leaves_metrics_that_say_so(tmp_path: Path, override: str) -> None:
-    before = signal.getsignal(signal.SIGTERM)
     (tmp_path / "nowhere").mkdir()
     run = tmp_path / "run"
     with pytest.raises(KlotskiError) as refusal:
         run_engine(run, *override.format(tmp=tmp_path).split())
-    signal.signal(signal.SIGTERM, before)
     metrics = json.loads((run / "metrics.json").read_text())
     assert set(METRICS) <= set(metrics)
     assert (metrics["status"], metrics["error"]) == ("failed", str(refusal.value))
-    assert not [file.name for file in run.iterdir() if file.name.startswith(".") or file.suffix == ".draft"]
+    left = [file.name for file in run.iterdir() if file.name.startswith(".") or file.suffix == ".draft"]
+    assert left == [".lock"]
 
 
 # The run's folder
@@ -698,13 +698,13 @@ def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_by_the_file_and_what_was_finished_stays(tmp_path: Path) -> None:
     # A device that has no space whatever is written to it.
-    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    (tmp_path / "results.jsonl").symlink_to("/dev/full")
     with RunLog(tmp_path) as log:
-        log.result({"id": "1"})
-        with pytest.raises(OutputError, match=r"events\.jsonl could not be written: no space is left; what was"):
-            log.events(b"{}\n")
+        log.error({"line": 1})
+        with pytest.raises(OutputError, match=r"results\.jsonl could not be written: no space is left; what was"):
+            log.result({"id": "1"})
         log.metrics({"status": "failed"})
-    assert read_raw(tmp_path / "results.jsonl") == [{"id": "1"}]
+    assert read_raw(tmp_path / "errors.jsonl") == [{"line": 1}]
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"status": "failed"}
 
 
@@ -716,11 +716,36 @@ def test_space_is_kept_back_for_the_metrics_until_they_are_written(tmp_path: Pat
         assert not reserve.exists()
 
 
-def test_an_earlier_runs_lines_do_not_stay_in_the_folder(tmp_path: Path) -> None:
+def test_a_folder_with_results_is_refused_and_one_without_is_begun_anew(tmp_path: Path) -> None:
     for number in range(2):
         with RunLog(tmp_path) as log:
-            log.result({"id": str(number)})
+            log.error({"line": number, "error": "no prompt"})
+    assert read_raw(tmp_path / "errors.jsonl") == [{"line": 1, "error": "no prompt"}]
+    with RunLog(tmp_path) as log:
+        log.result({"id": "1"})
+    with pytest.raises(OutputError, match="holds the results of an earlier run"):
+        RunLog(tmp_path)
     assert read_raw(tmp_path / "results.jsonl") == [{"id": "1"}]
+
+
+def test_a_folder_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
+    with RunLog(tmp_path), pytest.raises(OutputError, match="belongs to a run that is under way"):
+        RunLog(tmp_path)
+    RunLog(tmp_path).close()
+
+
+def test_events_that_cannot_be_written_are_switched_off_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("events.jsonl", "experts.json", "experts.draft"):
+        (tmp_path / name).symlink_to("/dev/full")
+    run_engine(tmp_path, "workload.limit=2", "workload.max_tokens=3")
+    assert "events.jsonl could not be written: no space is left" in caplog.text
+    assert caplog.text.count("the run goes on without events") == 1
+    assert "experts.json could not be written" in caplog.text
+    assert len(read_raw(tmp_path / "results.jsonl")) == 2
+    assert json.loads((tmp_path / "metrics.json").read_text())["status"] == "ok"
+    assert not (tmp_path / "trace.json").exists()
 
 
 def test_the_log_may_be_closed_twice(tmp_path: Path) -> None:
