@@ -14,7 +14,7 @@ from klotski.executors.account import Account
 from klotski.executors.garbage import uncollected
 from klotski.executors.outline import read_outline
 from klotski.executors.planning import describe, is_described
-from klotski.executors.task import Task, find_shape, is_dummy, make_sweeper, miss_costs, prepare
+from klotski.executors.task import Task, find_shape, has_shape_only, make_sweeper, miss_costs, prepare
 from klotski.lanes import VirtualClock, VirtualComputeLane, VirtualLane
 from klotski.pipeline import (
     Ahead,
@@ -41,7 +41,7 @@ from klotski.simulation import (
     SyntheticBatch,
 )
 from klotski.telemetry import Recorder, RunLog, Totals
-from klotski.weights import Residency, SlotKind, has_weights
+from klotski.weights import Residency, SlotKind
 from klotski.workload import RoughTokenizer, cut_batches
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class SimulatedExecutor:
 def make_task(config: RunConfig, log: RunLog) -> Task:
     """What is to be predicted. A model is opened only if nothing is known of it, or to measure the machine."""
     folder = find_shape(config)
-    shape_only = is_dummy(config) or not has_weights(folder)
+    shape_only = has_shape_only(config, folder)
 
     @cache
     def opened() -> "OpenModel":

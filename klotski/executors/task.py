@@ -17,8 +17,7 @@ from klotski.planner import Costs, ModelFacts, Plan, Rates, Terms
 from klotski.planner.costs import Work
 from klotski.schema import LoadFormat, RunConfig, has_gpu, names_a_machine
 from klotski.telemetry import RunLog
-from klotski.weights import Residency, find_local, resolve
-from klotski.weights.finding import find_folder
+from klotski.weights import Residency, find_folder, find_local, has_weights, is_whole, resolve
 from klotski.workload import Encoder, load_requests
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
     "find_checkpoint",
     "find_shape",
     "foresees",
+    "has_shape_only",
     "is_dummy",
     "make_sweeper",
     "miss_costs",
@@ -86,20 +86,28 @@ def prepare(
     return Task(outline, requests, encoder, history, terms, plan_run(terms))
 
 
-def find_checkpoint(config: RunConfig) -> Path:
-    """The model's folder."""
+def find_checkpoint(config: RunConfig, *, with_weights: bool = True) -> Path:
+    """The model's folder. `with_weights`: they are fetched if they are not here."""
     model = config.model
     if model.path == BUNDLED:
         return TINY
-    return resolve(model.path, with_weights=not is_dummy(config), made_by=model.made_by)
+    return resolve(model.path, with_weights=with_weights, made_by=model.made_by)
 
 
 def find_shape(config: RunConfig) -> Path:
-    """A folder with the model's config: the model's own, if it is here, or that of its shape."""
+    """A folder with the model's config: the model's own, or that of its shape if it is not here. Fetches no weights."""
     model = config.model
     if model.shape and find_folder(model.path) is None and find_local(model.path) is None:
         return SHAPES / model.shape if (SHAPES / model.shape).is_dir() else Path(model.shape).expanduser()
-    return find_checkpoint(config)
+    return find_checkpoint(config, with_weights=False)
+
+
+def has_shape_only(config: RunConfig, folder: Path) -> bool:
+    """Whether only the shape of the model in `folder` is known: weights are made up, or have not been fetched."""
+    if is_dummy(config):
+        return True
+    is_own = config.model.path == BUNDLED or find_folder(config.model.path) is not None
+    return not (has_weights(folder) if is_own else is_whole(folder))
 
 
 def is_dummy(config: RunConfig) -> bool:

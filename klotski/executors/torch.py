@@ -25,6 +25,7 @@ from klotski.executors.task import (
     find_checkpoint,
     find_shape,
     foresees,
+    has_shape_only,
     is_dummy,
     make_sweeper,
     miss_costs,
@@ -99,8 +100,8 @@ class TorchExecutor:
         collect_earlier_runs()
         device = self._device or find_device(config.hw.gpu)
         configure(config, device)
-        folder = find_shape(config) if is_dummy(config) else find_checkpoint(config)
-        model = open_for(config, folder, shape_only=is_dummy(config))
+        folder = find_shape(config) if is_dummy(config) or config.dry_run else find_checkpoint(config)
+        model = open_for(config, folder, shape_only=has_shape_only(config, folder))
         measure = partial(machine_rates, config.history, model, device)
         task = prepare(config, log, folder, outline_of(model), model.tokenizer, measure, device.memory())
         totals.plan = task.plan.as_dict()

@@ -6,7 +6,7 @@ where bytes belong; nothing is loaded or converted.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -21,7 +21,8 @@ from transformers.core_model_loading import (
 
 from klotski.errors import CheckpointError, ModelError
 from klotski.model.shell import Shell
-from klotski.weights.checkpoint import Checkpoint
+from klotski.model.unused import check_unused
+from klotski.weights.checkpoint import Checkpoint, are_equal
 from klotski.weights.layout import Part
 
 __all__ = ["locate"]
@@ -30,11 +31,12 @@ __all__ = ["locate"]
 def locate(shell: Shell, checkpoint: Checkpoint) -> dict[str, list[Part]]:
     """What each tensor of the checkpoint contributes to each parameter.
 
-    Tensors that the model has no use for (a multi-token-prediction head, say) are left out.
+    Tensors that the model does not use (a multi-token-prediction head, say) are left out, after a warning. Parameters
+    that the config ties are no longer tied in `shell` where the checkpoint has different values for them.
 
     Raises:
         ModelError: a parameter comes about by an operation other than putting tensors one after
-            the other, so that it cannot be read in place.
+            the other, so that it cannot be read in place; or the weights are quantized.
     """
     rules = get_model_conversion_mapping(shell.model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -49,7 +51,19 @@ def locate(shell: Shell, checkpoint: Checkpoint) -> dict[str, list[Part]]:
             sources[name][pattern].append(tensor)
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     parts = {name: list(join(name, groups, by_pattern, checkpoint)) for name, groups in sources.items()}
+    check_unused(shell.model, checkpoint, {part.tensor for found in parts.values() for part in found})
+    untie(shell, parts, checkpoint)
     return {alias: found for name, found in parts.items() for alias in shell.aliases(name)}
+
+
+def untie(shell: Shell, parts: Mapping[str, Sequence[Part]], checkpoint: Checkpoint) -> None:
+    """Separate tied parameters that differ in the checkpoint, as transformers does: the config is wrong then."""
+    for names in shell.tied():
+        first, *others = [name for name in names if name in parts] or [""]
+        for name in others:
+            values = [[checkpoint.tensors[part.tensor] for part in parts[each]] for each in (first, name)]
+            if len(values[0]) != len(values[1]) or not all(map(are_equal, *values)):
+                shell.untie(name)
 
 
 def join(

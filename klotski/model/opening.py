@@ -1,5 +1,6 @@
 """A checkpoint opened: the shell, the layout of every block, the tokenizer. No weights are read."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from klotski.model.naming import locate
 from klotski.model.shell import Shell, read_config
 from klotski.weights.checkpoint import Checkpoint
 from klotski.weights.dummy import lay_out_dummy
+from klotski.weights.finding import has_adapter
 from klotski.weights.layout import BlockLayout, lay_out
 from klotski.weights.reader import largest_staging
 
 __all__ = ["OpenModel", "open_model"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ def open_model(folder: Path, dtype: torch.dtype | None, *, is_dummy: bool = Fals
         ModelError: the model is not one that can be streamed.
     """
     config = read_config(folder)
+    if has_adapter(folder):
+        logger.warning("%s: the adapter beside the base model's weights is not applied", folder)
     if is_dummy:
         shell = Shell(config, dtype or said_dtype(config) or torch.bfloat16)
         layouts = {block: lay_out_dummy(block, specs) for block, specs in shell.specs.items()}

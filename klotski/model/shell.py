@@ -19,13 +19,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import FIXED, Block
-from klotski.errors import CheckpointError, ModelError
+from klotski.errors import ModelError
 from klotski.lanes.cuda import to_device
 from klotski.model.attention import use_blocked_attention
 from klotski.model.cache import keeps_all_tokens
 from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
 from klotski.model.slices import cut_last_layer, cut_layer, cut_norm
+from klotski.weights.finding import read_config_file
 from klotski.weights.layout import ParameterSpec
+from klotski.weights.quantization import refuse_quantized
 
 __all__ = ["Shell", "read_config"]
 
@@ -37,17 +39,11 @@ def read_config(folder: Path) -> PreTrainedConfig:
         CheckpointError: it is missing or unreadable.
         ModelError: transformers does not know the architecture, or the weights are quantized.
     """
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json; it is not a checkpoint in the Hub's layout")
+    refuse_quantized(folder, read_config_file(folder))
     try:
-        config = AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelError(f"{folder / 'config.json'}: {str(error).splitlines()[0]}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(
-            f"{folder} holds quantized weights, which cannot be streamed yet; use the unquantized checkpoint"
-        )
-    return config
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a config's own code raises whatever its values lead to
+        raise ModelError(f"{folder / 'config.json'}: {first_line(error)}") from error
 
 
 class Shell:
@@ -65,15 +61,16 @@ class Shell:
                 model = AutoModelForCausalLM.from_config(
                     config, dtype=dtype, experts_implementation=EXPERTS_IMPLEMENTATION
                 )
-        except ValueError as error:
-            raise ModelError(f"{config.model_type}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # a model's own code raises whatever its config leads to
+            raise ModelError(f"{config.model_type} cannot be built from its config: {first_line(error)}") from error
         self.model: PreTrainedModel = model.eval()
         use_blocked_attention(self.model)
         self.model.generation_config = GenerationConfig()  # the run's own settings, nobody's defaults
         self.layers, prefix = find_layers(self.model)
         self.experts = [find_experts(layer) for layer in self.layers]
         self._homes = find_homes(self.model)
-        self.specs = self._specs(prefix)
+        self._prefix = prefix
+        self.specs = self._specs()
         fill_unsaved_buffers(self.model)
         head = self.model.get_output_embeddings()
         self._score = head.forward if head is not None else None
@@ -137,11 +134,25 @@ class Shell:
         home = self._homes[name]
         return [other for other, others in self._homes.items() if others is home]
 
-    def _specs(self, prefix: str) -> dict[Block, list[ParameterSpec]]:
+    def tied(self) -> list[list[str]]:
+        """Names of one parameter, for each that has several."""
+        shared = {id(homes): self.aliases(name) for name, homes in self._homes.items()}
+        return [names for names in shared.values() if len(names) > 1]
+
+    def untie(self, name: str) -> None:
+        """Give a parameter that was tied to others values of its own."""
+        homes = self._homes[name]
+        module, attribute = next(home for home in homes if is_home(self.model, name, *home))
+        homes.remove((module, attribute))
+        self._homes[name] = [(module, attribute)]
+        setattr(module, attribute, nn.Parameter(getattr(module, attribute).clone(), requires_grad=False))
+        self.specs = self._specs()
+
+    def _specs(self) -> dict[Block, list[ParameterSpec]]:
         """The parameters of each block."""
         layers = range(FIXED.layer, len(self.layers))
         specs: dict[Block, list[ParameterSpec]] = {Block(layer): [] for layer in layers}
-        in_layer = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
+        in_layer = re.compile(rf"{re.escape(self._prefix)}\.(\d+)\.")
         experts = {id(module) for module in self.experts if module is not None}
         seen: set[int] = set()
         for name, homes in self._homes.items():
@@ -159,6 +170,17 @@ class Shell:
             else:
                 specs[Block(layer)].append(spec)
         return specs
+
+
+def is_home(model: nn.Module, name: str, module: nn.Module, attribute: str) -> bool:
+    """Whether a parameter of this name is that attribute of that module."""
+    owner, _, last = name.rpartition(".")
+    return last == attribute and model.get_submodule(owner) is module
+
+
+def first_line(error: Exception) -> str:
+    """An error's message without what follows its first line, or its kind if it has none."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def kept_dtype(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.dtype:

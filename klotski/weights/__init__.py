@@ -4,8 +4,17 @@ What the package gives needs no torch, so that a prediction does not wait for it
 own module: `layout`, `reader`, `store`.
 """
 
-from klotski.weights.finding import find_local, has_weights, resolve
+from klotski.weights.finding import find_folder, find_local, has_weights, is_whole, resolve
 from klotski.weights.residency import Residency, SlotKind
 from klotski.weights.window import Window
 
-__all__ = ["Residency", "SlotKind", "Window", "find_local", "has_weights", "resolve"]
+__all__ = [
+    "Residency",
+    "SlotKind",
+    "Window",
+    "find_folder",
+    "find_local",
+    "has_weights",
+    "is_whole",
+    "resolve",
+]

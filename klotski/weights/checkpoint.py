@@ -1,18 +1,20 @@
 """A checkpoint in the Hub's layout: one safetensors file, or shards with an index."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
-
-from klotski.errors import CheckpointError
-from klotski.weights.finding import INDEX, SINGLE
+from klotski.weights.finding import weight_files
 from klotski.weights.safetensors_header import StoredTensor, read_header
 
-__all__ = ["Checkpoint", "StoredTensor"]
+__all__ = ["Checkpoint", "StoredTensor", "are_equal"]
+
+PIECE_BYTES = 16 << 20  # of each of two tensors that are compared
 
 
 class Checkpoint:
-    """The tensors of a folder by name. Reads headers only.
+    """The tensors of a folder by name, as the headers of its files have them. Reads headers only.
+
+    What an index says of tensors is not relied on: it may be left over from an earlier save.
 
     Raises:
         CheckpointError: a file is missing or damaged; the message names it.
@@ -20,12 +22,9 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if (folder / INDEX).exists():
-            self.tensors = read_shards(folder)
-        elif (folder / SINGLE).exists():
-            self.tensors = read_header(folder / SINGLE)
-        else:
-            raise CheckpointError(f"{folder} has neither {SINGLE} nor {INDEX}")
+        self.tensors: dict[str, StoredTensor] = {}
+        for file in weight_files(folder):
+            self.tensors |= read_header(file)
 
     @property
     def nbytes(self) -> int:
@@ -33,22 +32,16 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-class _Index(msgspec.Struct):
-    weight_map: dict[str, str]
+def are_equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors hold the same values; reads both, up to the first difference."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return all(piece == twin for piece, twin in zip(pieces(one), pieces(other), strict=True))
 
 
-def read_shards(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors that the index promises, each from the shard that it names."""
-    try:
-        index = msgspec.json.decode((folder / INDEX).read_bytes(), type=_Index)
-    except msgspec.DecodeError as error:
-        raise CheckpointError(f"{folder / INDEX} is damaged ({error}); fetch it again") from error
-    shards = {name: read_header(folder / name) for name in sorted(set(index.weight_map.values()))}
-    tensors = {}
-    for tensor, shard in index.weight_map.items():
-        if tensor not in shards[shard]:
-            raise CheckpointError(
-                f"{folder / shard} does not hold {tensor}, which {INDEX} says it does; fetch it again"
-            )
-        tensors[tensor] = shards[shard][tensor]
-    return tensors
+def pieces(tensor: StoredTensor) -> Iterator[bytes]:
+    """The bytes of a tensor, some at a time."""
+    with tensor.file.open("rb") as stream:
+        stream.seek(tensor.offset)
+        for begin in range(0, tensor.nbytes, PIECE_BYTES):
+            yield stream.read(min(PIECE_BYTES, tensor.nbytes - begin))

@@ -22,6 +22,7 @@ from klotski.weights.requests import ReadRequest, Segment, cut_requests
 __all__ = ["BlockLayout", "ParameterSpec", "Part", "Segment", "lay_out"]
 
 ALIGNMENT = 64  # bytes; of a small parameter within its slot: one cache line, one AVX-512 register
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}  # that hold weights as they are
 LARGE = 16 * PAGE  # bytes of a parameter that is worth up to a page of padding, to be read in place
 
 
@@ -110,6 +111,11 @@ def parameter_segments(
         if part.expert is not None and part.expert != block.expert:
             continue
         tensor = checkpoint.tensors[part.tensor]
+        if spec.dtype.is_floating_point and tensor.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{tensor.file}: {part.tensor} is stored as {str(tensor.dtype).removeprefix('torch.')}, so the weights "
+                "are quantized; they cannot be streamed yet, use the unquantized checkpoint"
+            )
         if part.expert is None and block.expert != DENSE:
             tensor = expert_slice(part.tensor, tensor, block.expert)
         if tensor.shape[1:] != spec.shape[1:]:
