@@ -7,7 +7,8 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from huggingface_hub.utils import filter_repo_objects, validate_repo_id
+from huggingface_hub.utils._paths import filter_repo_objects
+from huggingface_hub.utils._validators import validate_repo_id
 
 from klotski.errors import CheckpointError, ModelError
 from klotski.executors.base import why_not_here
