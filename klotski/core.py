@@ -127,15 +127,18 @@ class SweepReport:
     cache_bytes: int  # of the group's KV caches at the sweep's end
     pairs: int  # of a token and one that it looks at, in all layers
     spared: int  # tokens of prompts of which the last layer only keeps keys and values
+    padding: int = 0  # tokens that no experts were computed for, over all layers
 
 
 class Request(NamedTuple):
-    """One prompt, in tokens, and how far to go."""
+    """One prompt, in tokens, and how far to go. `temperature`: 0 is greedy; `noise`: the seed of what is sampled."""
 
-    id: str
+    id: str | int
     prompt: tuple[int, ...]
     max_tokens: int
-    number: int  # its place in the workload; the seed of its noise
+    number: int  # its place in the workload
+    temperature: float = 0.0
+    noise: int = 0
 
 
 class Result(NamedTuple):

@@ -112,7 +112,11 @@ class Account:
         if not self._totals.sweeps:
             self._totals.first_prefetch = PrefetchCount.total(self._totals.prefetch)
         flops = self._facts.flops(
-            report.prefill_tokens + report.decode_tokens, report.output_tokens, report.pairs, report.spared
+            report.prefill_tokens + report.decode_tokens,
+            report.output_tokens,
+            report.pairs,
+            report.spared,
+            report.padding,
         )
         ended = self._totals.num_requests
         # Lanes go on meanwhile: what the sweep's event tells is what counts.

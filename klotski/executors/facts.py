@@ -14,9 +14,11 @@ from klotski.model import (
     SLICE,
     OpenModel,
     WorkspaceShape,
+    fixed_rope_length,
     is_blocked,
     keeps_all_tokens,
     keeps_tokens,
+    recomputed_length,
     router_bytes,
 )
 from klotski.planner import ModelFacts
@@ -39,6 +41,8 @@ def outline_of(model: OpenModel) -> Outline:
         context=model.context,
         spares=keeps_all_tokens(model.config),
         router_bytes=router_bytes(model.shell),
+        alone_above=fixed_rope_length(model.config),
+        recomputed_at=recomputed_length(model.shell.model),
     )
 
 

@@ -28,7 +28,8 @@ class Outline:
 
     `dtype`: torch's name of the numbers that it is computed in. `context`: the longest sequence that it takes.
     `spares`: whether its last layer only keeps keys and values of tokens that nobody is asked about.
-    `router_bytes`: of copies of its routers, which are asked early.
+    `router_bytes`: of copies of its routers, which are asked early. `alone_above`: tokens of a sequence beyond which it
+    shares no forward with others; `recomputed_at`: tokens that no sequence may grow across; see `model/rope.py`.
     """
 
     facts: ModelFacts
@@ -37,6 +38,8 @@ class Outline:
     context: int | None
     spares: bool
     router_bytes: int
+    alone_above: int | None = None
+    recomputed_at: int | None = None
 
 
 class _Layer(msgspec.Struct):
@@ -47,7 +50,7 @@ class _Layer(msgspec.Struct):
     expert: int
 
 
-class _File(msgspec.Struct):
+class _File(msgspec.Struct, omit_defaults=True):
     """`config`: the digest of the `config.json` that it was made of."""
 
     config: str
@@ -58,6 +61,8 @@ class _File(msgspec.Struct):
     router_bytes: int
     facts: dict[str, int]
     layers: list[_Layer]
+    alone_above: int | None = None
+    recomputed_at: int | None = None
 
 
 def read_outline(folder: Path) -> Outline | None:
@@ -75,7 +80,16 @@ def read_outline(folder: Path) -> Outline | None:
     facts = ModelFacts(
         block_bytes=nbytes, stored_bytes=nbytes, expert_counts=[layer.count for layer in file.layers], **known
     )
-    return Outline(facts, file.dtype, file.vocab_size, file.context, file.spares, file.router_bytes)
+    return Outline(
+        facts,
+        file.dtype,
+        file.vocab_size,
+        file.context,
+        file.spares,
+        file.router_bytes,
+        file.alone_above,
+        file.recomputed_at,
+    )
 
 
 def write_outline(outline: Outline, folder: Path) -> None:
@@ -97,6 +111,8 @@ def write_outline(outline: Outline, folder: Path) -> None:
         outline.router_bytes,
         scalars,
         layers,
+        outline.alone_above,
+        outline.recomputed_at,
     )
     text = msgspec.json.format(msgspec.json.encode(file), indent=1).decode()
     (folder / NAME).write_text(text + "\n")

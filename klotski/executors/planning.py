@@ -2,10 +2,11 @@
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from klotski.assets import BUNDLED
 from klotski.core import Attention, KvCache, Request
+from klotski.errors import BudgetError
 from klotski.executors.outline import Outline
 from klotski.planner import (
     NOMINAL,
@@ -27,7 +28,7 @@ from klotski.schema.hardware import PLAUSIBLE
 from klotski.units import format_flops, format_size, parse_count, parse_size
 from klotski.workload import in_batch_order
 
-__all__ = ["describe", "find_terms", "hardware_file", "is_described", "plan_run"]
+__all__ = ["describe", "find_terms", "hardware_file", "is_described", "plan_what_fits"]
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,43 @@ def plan_run(terms: Terms) -> Plan:
         BudgetError: none fits into the budget.
     """
     return explain(make_plan(terms), terms)
+
+
+def plan_what_fits(
+    terms_of: Callable[[Sequence[Request]], Terms], requests: Sequence[Request]
+) -> tuple[Terms, Plan, list[Request]]:
+    """The plan for as many of the requests as the budget can hold, shortest first, and those that it cannot hold.
+
+    `terms_of`: the terms on which requests are planned.
+
+    Raises:
+        BudgetError: not even the shortest fits.
+    """
+    try:
+        terms = terms_of(requests)
+        return terms, plan_run(terms), []
+    except BudgetError:
+        shortest_first = sorted(
+            requests, key=lambda request: (len(request.prompt) + request.max_tokens, request.number)
+        )
+        if len(shortest_first) < 2 or not does_fit(terms_of(shortest_first[:1])):
+            raise
+    fit, too_many = 1, len(shortest_first)
+    while too_many - fit > 1:
+        middle = (fit + too_many) // 2
+        fit, too_many = (middle, too_many) if does_fit(terms_of(shortest_first[:middle])) else (fit, middle)
+    kept = {request.number for request in shortest_first[:fit]}
+    terms = terms_of([request for request in requests if request.number in kept])
+    return terms, plan_run(terms), shortest_first[fit:]
+
+
+def does_fit(terms: Terms) -> bool:
+    """Whether the budget holds any plan on these terms."""
+    try:
+        make_plan(terms)
+    except BudgetError:
+        return False
+    return True
 
 
 def grant(config: RunConfig, of_gpu: tuple[int, str] | None = None) -> Budget:

@@ -1,7 +1,7 @@
 """What is to be run: the model outlined, the requests read, the plan made. No weight is read."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,15 +10,16 @@ from klotski.assets import BUNDLED, SHAPES, TINY
 from klotski.core import Misses, Prediction, Request
 from klotski.executors.history import History
 from klotski.executors.outline import Outline
-from klotski.executors.planning import find_terms, is_described, plan_run
+from klotski.executors.planning import find_terms, is_described, plan_what_fits
 from klotski.lanes import Lane
 from klotski.pipeline import Ahead, Below, Caches, MissCosts, Policy, Predictor, Sweeper, Worker
 from klotski.planner import Costs, ModelFacts, Plan, Rates, Terms
 from klotski.planner.costs import Work
 from klotski.schema import LoadFormat, RunConfig, has_gpu, names_a_machine
 from klotski.telemetry import RunLog
+from klotski.units import format_size
 from klotski.weights import Residency, find_folder, find_local, has_weights, is_whole, resolve
-from klotski.workload import Encoder, load_requests
+from klotski.workload import Encoder, Limits, load_requests
 
 __all__ = [
     "Task",
@@ -68,11 +69,10 @@ def prepare(
     """
     on_gpu = of_gpu is not None or has_gpu(config.hw)
     history = History(config.history, config.model.name, folder, on_gpu=on_gpu)
-    encoder = Encoder(tokenizer, outline.vocab_size, outline.context)
+    encoder = Encoder(tokenizer, Limits(outline.vocab_size, outline.context, outline.recomputed_at))
     requests = load_requests(config.workload, encoder, log.error)
-    if log.num_errors:
-        logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
-    facts = outline.facts
+    is_alone = outline.alone_above is not None and longest(requests) > outline.alone_above
+    facts = replace(outline.facts, reads_whole_prompts=outline.facts.reads_whole_prompts or is_alone)
     if foresees(config):
         facts = replace(facts, fixed_bytes=facts.fixed_bytes + outline.router_bytes)
     facts = replace(facts, shares=history.shares(facts.expert_counts, facts.top_k))
@@ -82,8 +82,38 @@ def prepare(
         if (known is None or on_gpu) and not is_described(config):  # with a GPU, a run does not measure all of it
             measured = measure()
             known = known if measured is None else history.over(measured) or measured
-    terms = find_terms(config, outline.dtype, facts, requests, known, of_gpu)
-    return Task(outline, requests, encoder, history, terms, plan_run(terms))
+
+    def terms_of(some: Sequence[Request]) -> Terms:
+        terms = find_terms(config, outline.dtype, facts, some, known, of_gpu)
+        return terms._replace(wishes=terms.wishes._replace(batch_size=1)) if is_alone else terms
+
+    if is_alone:
+        logger.warning(
+            "rotary embeddings depend on a sequence's length beyond %d tokens: batches have one sequence each",
+            outline.alone_above,
+        )
+    terms, plan, too_long = plan_what_fits(terms_of, requests)
+    for request in too_long:
+        log.error({"line": request.number, "id": request.id, "error": too_long_for(request, plan, too_long)})
+    if log.num_errors:
+        logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
+    left_out = {request.number for request in too_long}
+    return Task(outline, [each for each in requests if each.number not in left_out], encoder, history, terms, plan)
+
+
+def longest(requests: Sequence[Request]) -> int:
+    """Tokens of a sequence with the longest prompt and the longest output: padded, a batch may get there."""
+    return max(len(request.prompt) for request in requests) + max(request.max_tokens for request in requests)
+
+
+def too_long_for(request: Request, plan: Plan, too_long: Sequence[Request]) -> str:
+    """Why a request does not run though others do."""
+    room = min(len(each.prompt) + each.max_tokens for each in too_long) - 1
+    return (
+        f"the prompt and max_tokens come to {len(request.prompt) + request.max_tokens} tokens, and "
+        f"{format_size(plan.budget)} ({plan.budget_reason}) hold at most {room} of a sequence; "
+        "raise hw.device_memory or lower max_tokens"
+    )
 
 
 def find_checkpoint(config: RunConfig, *, with_weights: bool = True) -> Path:

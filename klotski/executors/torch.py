@@ -34,7 +34,6 @@ from klotski.executors.task import (
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import Lane, ThreadLane
 from klotski.model import (
-    Decoding,
     Foresight,
     GenerationBatch,
     MovingLayer,
@@ -67,7 +66,7 @@ from klotski.planner import (
     show_plan,
 )
 from klotski.planner.calibration import MEASURED
-from klotski.schema import RunConfig, SyntheticWorkload
+from klotski.schema import RunConfig, SyntheticWorkload, WorkloadConfig
 from klotski.shutdown import CleanUp
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count
@@ -103,6 +102,7 @@ class TorchExecutor:
         folder = find_shape(config) if is_dummy(config) or config.dry_run else find_checkpoint(config)
         model = open_for(config, folder, shape_only=has_shape_only(config, folder))
         measure = partial(machine_rates, config.history, model, device)
+        warn_of_sampling(model, config.workload)
         task = prepare(config, log, folder, outline_of(model), model.tokenizer, measure, device.memory())
         totals.plan = task.plan.as_dict()
         log.plan(totals.plan)
@@ -111,6 +111,15 @@ class TorchExecutor:
             show_plan(task.plan, task.facts, Console())
         else:
             carry_out(config, model, task, device, log, recorder, totals)
+
+
+def warn_of_sampling(model: OpenModel, workload: WorkloadConfig) -> None:
+    """Say that a checkpoint asks to be sampled, where a run is greedy."""
+    wanted = model.decoding.temperature
+    if wanted and not workload.temperature and not isinstance(workload, SyntheticWorkload):
+        logger.warning(
+            "generation_config.json asks for sampling, and this run is greedy; workload.temperature=%s samples", wanted
+        )
 
 
 def configure(config: RunConfig, device: Device) -> None:
@@ -297,9 +306,7 @@ def make_batches(
     """The coroutines, each made when its turn comes."""
     plan = task.plan
     ends_early = not isinstance(config.workload, SyntheticWorkload)
-    decoding = Decoding(
-        model.stop_ids if ends_early else (), model.pad_id, config.workload.temperature, config.workload.seed
-    )
+    decoding = model.decoding if ends_early else model.decoding._replace(stop_ids=(), settings={})
     for index, requests in enumerate(cut_batches(task.requests, plan.batch_size)):
         place = Place(places)
         reserved = partial(MovingLayer, allocate=place.allocate) if plan.kv_slots else None

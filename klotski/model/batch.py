@@ -1,20 +1,13 @@
 """A batch as a coroutine: `model.generate`, stopped where the pipeline has to choose."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import torch
 from greenlet import greenlet
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import Request, Result, Routing
@@ -24,20 +17,12 @@ from klotski.model.cache import MovingLayer, keeps_all_tokens, make_cache
 from klotski.model.experts import ExpertsCall, count_tokens
 from klotski.model.foresight import Foresight
 from klotski.model.handover import AttentionCall, Handover
+from klotski.model.padding import Padding, restore
+from klotski.model.sampling import Decoding, Sampler, StepScores, Watch
 
-__all__ = ["Decoding", "GenerationBatch"]
+__all__ = ["GenerationBatch"]
 
 CPU = torch.device("cpu")
-SEEDS_APART = 1_000_000_007  # between two runs' seeds there is room for as many requests
-
-
-class Decoding(NamedTuple):
-    """What all requests of a run share. `stop_ids`: tokens that end a sequence."""
-
-    stop_ids: tuple[int, ...]
-    pad_id: int
-    temperature: float
-    seed: int
 
 
 class GenerationBatch(greenlet, Handover):
@@ -70,6 +55,7 @@ class GenerationBatch(greenlet, Handover):
         self.scores: torch.Tensor | None = None
         self.is_prefilling = True
         self.output_tokens = 0
+        self._padding = Padding([len(request.prompt) for request in requests], device)
         self._prompt = max(len(request.prompt) for request in requests)
         self._chunk = min(self._prompt, max(1, prefill_tokens // len(requests)))
         self.tokens = len(requests) * self._chunk
@@ -136,6 +122,11 @@ class GenerationBatch(greenlet, Handover):
         return len(self.requests) * (int(layers - 1) * pairs + in_last)
 
     @property
+    def padding(self) -> int:
+        """Tokens of padding so far, over all layers, about which no experts were asked."""
+        return self._padding.skipped
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of its KV cache, or of whatever state its layers keep."""
         layers = () if self.is_finished else self.cache.layers
@@ -152,8 +143,13 @@ class GenerationBatch(greenlet, Handover):
     def run(self) -> None:
         """The coroutine's body: transformers' own loop."""
         ids, mask = pad_left([request.prompt for request in self.requests], self._decoding.pad_id)
-        scores = _Scores()
-        watch = _Watch(self, ids.shape[1], self._on_result, scores)
+        scores = StepScores()
+
+        def on_step(results: Mapping[int, Result]) -> None:
+            scores.forget()
+            self._take(results)
+
+        watch = Watch(self.requests, self._decoding.stop_ids, on_step)
         longest = max(request.max_tokens for request in self.requests)
         self._model.generate(
             input_ids=to_device(ids, self._device),
@@ -166,7 +162,7 @@ class GenerationBatch(greenlet, Handover):
                 prefill_chunk_size=self._chunk if self._chunk < ids.shape[1] else None,
             ),
             stopping_criteria=StoppingCriteriaList([watch]),
-            logits_processor=LogitsProcessorList(self._processors(scores)),
+            logits_processor=LogitsProcessorList([scores, Sampler(self.requests, self._decoding, self._device)]),
         )
         self.cache.layers.clear()  # their memory is the next batch's
 
@@ -175,19 +171,22 @@ class GenerationBatch(greenlet, Handover):
         if layer == 0 and self._has_begun:
             self._seen += self.tokens // len(self.requests)
         self._has_begun = True
-        self.tokens = hidden.shape[:-1].numel()
-        self.outlook = self._foresight.outlook(layer, hidden) if self._foresight else None
+        self.tokens = hidden.shape[:2].numel()
+        if layer == 0:
+            self._padding.step(self._seen, hidden.shape[1])
+        if self._foresight:
+            self.outlook = self._foresight.outlook(layer, self._padding.tokens(hidden))
         self._stop()
 
     def ask(self, calls: Sequence[ExpertsCall]) -> Sequence[torch.Tensor]:
-        """Stop at a layer's experts; the pipeline leaves the answers in `answers`."""
-        self.calls = calls
-        self._asked = Landing(torch.cat([call.choices for call in calls]))
+        """Stop at a layer's experts; the pipeline leaves the answers in `answers`. Padding asks for none."""
+        self.calls, places = self._padding.drop(calls)
+        self._asked = Landing(torch.cat([call.choices for call in self.calls]))
         self._stop()
         answers, self.answers = self.answers, ()
         assert len(answers) == len(calls), "a batch was resumed before its experts were computed"
         self.calls, self._asked, self._routing = (), None, None
-        return answers
+        return [restore(*each) for each in zip(answers, calls, places, strict=True)]
 
     def stays_below(self, layer: int) -> bool:
         """Whether a layer's keys and values stay in CPU memory below the device."""
@@ -220,20 +219,17 @@ class GenerationBatch(greenlet, Handover):
         assert scores is not None, "a batch was resumed before its next tokens were scored"
         return scores
 
-    def step_taken(self, going: int) -> None:
-        """Sequences still going have been given a token; from now on, one of each goes in at a time."""
+    def _take(self, results: Mapping[int, Result]) -> None:
+        """Each sequence that goes on has been given a token; some have ended with it."""
         self.is_prefilling = False
-        self.output_tokens += going
+        self.output_tokens += self._padding.ended.count(False)
+        for index, result in results.items():
+            self._padding.ended[index] = True
+            self._on_result(result)
 
     def _stop(self) -> None:
         assert self.parent is not None
         self.parent.switch()
-
-    def _processors(self, scores: "_Scores") -> list[LogitsProcessor]:
-        if self._decoding.temperature == 0:
-            return [scores]
-        seeds = [self._decoding.seed * SEEDS_APART + request.number for request in self.requests]
-        return [scores, _Gumbel(seeds, self._decoding.temperature)]
 
 
 class _Look:
@@ -254,68 +250,6 @@ class _Look:
             keys, values = self._kept.keep(key, value)
             mask = None if self._mask is None else self._mask.numbers()
             self.output = attention(call.module, query, keys, values, mask, call.scaling, **call.options)
-
-
-class _Watch(StoppingCriteria):
-    """Ends each sequence at its own stop or length, and reports it in the same step."""
-
-    def __init__(
-        self, batch: GenerationBatch, prompt_length: int, on_result: Callable[[Result], None], scores: "_Scores"
-    ) -> None:
-        self.eos_token_id = batch._decoding.stop_ids  # tells `generate` to pad what has ended
-        self._batch = batch
-        self._prompt_length = prompt_length
-        self._on_result = on_result
-        self._scores = scores
-        self._ended = [False] * len(batch.requests)
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        self._scores.forget()
-        self._batch.step_taken(self._ended.count(False))
-        length = input_ids.shape[1] - self._prompt_length
-        for row, (request, token) in enumerate(zip(self._batch.requests, input_ids[:, -1].tolist(), strict=True)):
-            stopped = token in self._batch._decoding.stop_ids
-            if not self._ended[row] and (stopped or length >= request.max_tokens):
-                self._ended[row] = True
-                tokens = input_ids[row, self._prompt_length :].tolist()
-                self._on_result(Result(request, tuple(tokens), "stop" if stopped else "length"))
-        return to_device(torch.tensor(self._ended), input_ids.device)
-
-
-class _Scores(LogitsProcessor):
-    """Frees a step's scores once tokens have been chosen by them.
-
-    `generate` holds on to them until the next step has others: float32 for each sequence and each
-    token of the vocabulary, for every batch of the group.
-    """
-
-    def __init__(self) -> None:
-        self._given: list[torch.Tensor] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self._given.append(scores)
-        return scores
-
-    def forget(self) -> None:
-        """Take the memory from under all that came by; nobody will look at it again."""
-        while self._given:
-            self._given.pop().untyped_storage().resize_(0)
-
-
-class _Gumbel(LogitsProcessor):
-    """Sampling as an argmax: noise drawn from the request's own generator, so that a request's text
-    depends on the seed and on itself, not on the batch it happens to be in."""
-
-    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
-        self._temperature = temperature
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        for row, generator in zip(scores, self._generators, strict=True):  # in place: there may be many
-            uniform = torch.rand(len(row), generator=generator)
-            gumbel = -(-uniform.clamp_(1e-20, 1 - 1e-7).log_()).log_()
-            row.div_(self._temperature).add_(to_device(gumbel, row.device))
-        return scores
 
 
 def pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from klotski.core import FIXED, Block
+from klotski.model.generation import read_decoding
 from klotski.model.naming import locate
-from klotski.model.shell import Shell, read_config
+from klotski.model.rope import context_length
+from klotski.model.sampling import Decoding
+from klotski.model.shell import Shell, first_line, read_config
 from klotski.weights.checkpoint import Checkpoint
 from klotski.weights.dummy import lay_out_dummy
 from klotski.weights.finding import has_adapter
@@ -32,8 +35,7 @@ class OpenModel:
     fixed: BlockLayout
     layouts: dict[Block, BlockLayout]
     tokenizer: Any | None
-    stop_ids: tuple[int, ...]
-    pad_id: int
+    decoding: Decoding
 
     @property
     def staging(self) -> int:
@@ -43,7 +45,7 @@ class OpenModel:
     @property
     def context(self) -> int | None:
         """The longest sequence that the model takes."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return context_length(self.config)
 
 
 def open_model(folder: Path, dtype: torch.dtype | None, *, is_dummy: bool = False) -> OpenModel:
@@ -66,11 +68,9 @@ def open_model(folder: Path, dtype: torch.dtype | None, *, is_dummy: bool = Fals
         shell = Shell(config, dtype or said_dtype(config) or commonest_dtype(checkpoint))
         parts = locate(shell, checkpoint)
         layouts = {block: lay_out(block, specs, parts, checkpoint) for block, specs in shell.specs.items()}
-    stop_ids = read_stop_ids(folder, config)
-    text = config.get_text_config()
-    pad_id = next(token for token in (getattr(text, "pad_token_id", None), *stop_ids, 0) if token is not None)
     fixed = layouts.pop(FIXED)
-    return OpenModel(folder, config, shell, fixed, layouts, read_tokenizer(folder), stop_ids, pad_id)
+    decoding = read_decoding(folder, config)
+    return OpenModel(folder, config, shell, fixed, layouts, read_tokenizer(folder), decoding)
 
 
 def said_dtype(config: PreTrainedConfig) -> torch.dtype | None:
@@ -87,19 +87,15 @@ def commonest_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return max(weight, key=lambda dtype: weight[dtype])
 
 
-def read_stop_ids(folder: Path, config: PreTrainedConfig) -> tuple[int, ...]:
-    """Tokens that end a sequence: the generation config's, or else the model config's."""
-    ids = None
-    if (folder / "generation_config.json").is_file():
-        ids = GenerationConfig.from_pretrained(folder).eos_token_id
-    if ids is None:
-        ids = getattr(config.get_text_config(), "eos_token_id", None)
-    return () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
-
-
 def read_tokenizer(folder: Path) -> Any | None:
-    """The checkpoint's tokenizer, if it has one."""
+    """The checkpoint's tokenizer; None: it has none, or one that cannot be read, which is no matter to token ids."""
     names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
     if not any((folder / name).is_file() for name in names):
         return None
-    return AutoTokenizer.from_pretrained(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # a tokenizer's own code raises whatever its files lead to
+        logger.warning(
+            "%s: the tokenizer cannot be read (%s), so that only token ids can be run", folder, first_line(error)
+        )
+        return None

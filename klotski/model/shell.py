@@ -7,6 +7,7 @@ to `ExpertPhase`, which is given an expert's parameters by name.
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from inspect import signature
 from math import prod
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import FIXED, Block
@@ -24,6 +26,7 @@ from klotski.lanes.cuda import to_device
 from klotski.model.attention import use_blocked_attention
 from klotski.model.cache import keeps_all_tokens
 from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
+from klotski.model.rope import install_stateless_rope
 from klotski.model.slices import cut_last_layer, cut_layer, cut_norm
 from klotski.weights.finding import read_config_file
 from klotski.weights.layout import ParameterSpec
@@ -41,16 +44,21 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """
     refuse_quantized(folder, read_config_file(folder))
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a config's own code raises whatever its values lead to
         raise ModelError(f"{folder / 'config.json'}: {first_line(error)}") from error
+    text = config.get_text_config()
+    if (getattr(text, "pad_token_id", None) or 0) >= text.vocab_size:  # models refuse to be built with it
+        text.pad_token_id = None
+    return config
 
 
 class Shell:
     """A causal language model whose blocks live elsewhere.
 
     Raises:
-        ModelError: it has no experts, or they are not behind transformers' experts interface.
+        ModelError: it has no experts, or they are not behind transformers' experts interface; or its code keeps a
+            cache of its own.
     """
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
@@ -64,6 +72,8 @@ class Shell:
         except Exception as error:  # a model's own code raises whatever its config leads to
             raise ModelError(f"{config.model_type} cannot be built from its config: {first_line(error)}") from error
         self.model: PreTrainedModel = model.eval()
+        refuse_own_cache(self.model)
+        install_stateless_rope(self.model)
         use_blocked_attention(self.model)
         self.model.generation_config = GenerationConfig()  # the run's own settings, nobody's defaults
         self.layers, prefix = find_layers(self.model)
@@ -170,6 +180,21 @@ class Shell:
             else:
                 specs[Block(layer)].append(spec)
         return specs
+
+
+def refuse_own_cache(model: PreTrainedModel) -> None:
+    """Refuse an architecture that takes no other cache than one that its own code defines.
+
+    Raises:
+        ModelError: it does.
+    """
+    module = type(model).__module__
+    for kind in vars(sys.modules[module]).values():
+        if isinstance(kind, type) and issubclass(kind, Cache) and kind.__module__ == module:
+            raise ModelError(
+                f"{model.config.model_type} keeps a cache of its own ({kind.__name__}), which cannot be streamed; "
+                "run it with transformers"
+            )
 
 
 def is_home(model: nn.Module, name: str, module: nn.Module, attribute: str) -> bool:

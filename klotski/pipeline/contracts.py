@@ -44,6 +44,10 @@ class Batch(Protocol):
         """Tokens that its sequences have been given so far; padding after an end does not count."""
 
     @property
+    def padding(self) -> int:
+        """Tokens of padding so far, over all layers, about which no experts were asked."""
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of its KV cache, or of whatever state its layers keep."""
 

@@ -43,12 +43,14 @@ def run_group(
         prefill = sum(batch.tokens for batch in group if batch.is_prefilling)
         tokens = sum(batch.tokens for batch in group)
         pairs, spared = sum(batch.pairs for batch in group), sum(batch.spared for batch in group)
-        made = sum(batch.output_tokens for batch in group)
+        made, padding = sum(batch.output_tokens for batch in group), sum(batch.padding for batch in group)
         sweeper.sweep(group)
         made = sum(batch.output_tokens for batch in group) - made
+        padding = sum(batch.padding for batch in group) - padding
         cache = sum(batch.cache_bytes for batch in group)
         going = [batch for batch in group if not batch.is_finished]
         end = clock()
-        on_sweep(SweepReport(index, begin, end, len(group), prefill, tokens - prefill, made, cache, pairs, spared))
+        decode = tokens - prefill
+        on_sweep(SweepReport(index, begin, end, len(group), prefill, decode, made, cache, pairs, spared, padding))
         group, begin, index = going, end, index + 1
     sweeper.close()

@@ -59,9 +59,14 @@ class ModelFacts:
         """Layers, with experts or without."""
         return len(self.expert_counts)
 
-    def flops(self, tokens: int, sampled: int, pairs: int, spared: int) -> int:
-        """Operations of a sweep with so many tokens, sequences that are given one, pairs, and spared tokens."""
+    def flops(self, tokens: int, sampled: int, pairs: int, spared: int, padding: int = 0) -> int:
+        """Operations of a sweep with so many tokens, sequences that are given one, pairs, and spared tokens.
+
+        `padding`: of the tokens those that no experts were computed for, over all layers.
+        """
         through = tokens * (self.dense_flops + self.expert_flops) - spared * self.spared_flops
+        layers = sum(count > 0 for count in self.expert_counts)
+        through -= padding * self.expert_flops // max(1, layers)
         return through + sampled * self.head_flops + pairs * self.pair_flops
 
     @cached_property

@@ -40,6 +40,7 @@ class SyntheticBatch:
         self.is_attending = False
         self.is_scoring = False
         self.output_tokens = 0
+        self.padding = 0  # tokens so far, over all layers, about which no router was asked
         self.routing: Routing | None = None
         self.seen = 0  # tokens of each sequence that went through the layers in earlier steps
         self._requests = requests
@@ -90,11 +91,19 @@ class SyntheticBatch:
         assert not self.is_finished
         next(self._life, None)
 
+    def _real_tokens(self, made: int) -> list[int]:
+        """Of each sequence, the tokens of the step that are no padding, once `made` tokens have been given."""
+        if not self.is_prefilling:
+            return [int(made < request.max_tokens) for request in self._requests]
+        end = self.seen + self._step - self._prompt  # counted from the prompts' common end
+        return [min(self._step, max(0, len(request.prompt) + end)) for request in self._requests]
+
     def _live(self) -> Iterator[None]:
         last = len(self._experts) - 1
         longest = max(request.max_tokens for request in self._requests)
         made = 0
         while made < longest:
+            real = self._real_tokens(made)
             for layer, experts in enumerate(self._experts):
                 yield
                 if self.looks_below:
@@ -102,8 +111,10 @@ class SyntheticBatch:
                     yield
                     self.is_attending = False
                 if experts:
-                    tokens = self.tokens - (self.spared if layer == last else 0)
-                    self.routing = self._routers.ask(self.index, layer, tokens)
+                    is_cut = self._spares and layer == last  # to the last token of each sequence
+                    asked = sum(map(bool, real)) if is_cut else sum(real)
+                    self.padding += (self.sequences if is_cut else self.tokens) - asked
+                    self.routing = self._routers.ask(self.index, layer, asked)
                     yield
                     self.routing = None
             if self.seen + self._step < self._prompt:  # nobody looks at what follows a piece

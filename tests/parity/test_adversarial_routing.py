@@ -40,7 +40,8 @@ def run(model: Path, folder: Path, *overrides: str) -> dict[str, Any]:
     settings = ["model=custom", f"model.path={model}", "placement=none", "pipeline.expert_slots=3"]
     settings += ["pipeline.n_batches=3", "pipeline.batch_size=2", f"pipeline.hot_experts={TOP_K}"]
     settings += ["workload=jsonl", f"workload.path={requests}", f"history={folder / 'history'}"]
-    left = run_engine(folder / "run", *settings, *overrides)
+    runs = len(list(folder.glob("run*")))
+    left = run_engine(folder / f"run{runs}", *settings, *overrides)
     assert read_results(left) == plain_generate(model, REQUESTS)
     metrics: dict[str, Any] = json.loads((left / "metrics.json").read_text())
     return metrics

@@ -157,6 +157,7 @@ class FakeBatch:
         self.is_prefilling = True
         self.tokens = prompt[0]
         self.pairs = prompt[0]
+        self.padding = 0
         self.spared = 0
         self.output_tokens = 0
         self.cache_bytes = 0

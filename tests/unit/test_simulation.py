@@ -38,7 +38,7 @@ def batch(
         DrawnRouters(EXPERTS, 2),
         prefill,
         10,
-        lambda each: heard.append(each.id),
+        lambda each: heard.append(str(each.id)),
         spares=True,
         attends_below=attends_below,
     )
@@ -72,8 +72,8 @@ def steps(one: SyntheticBatch) -> list[tuple[int, bool, list[int]]]:
 def test_a_batch_reads_its_prompts_and_then_a_token_of_each_sequence_at_a_time() -> None:
     ended: list[str] = []
     one = batch((5, 3), (4, 1), ended=ended)
-    # Of the last layer, only the prompts' last tokens are computed.
-    assert steps(one) == [(10, True, [20, 4]), (2, False, [4, 4]), (2, False, [4, 4])]
+    # Of the last layer, only the prompts' last tokens are computed; padding asks for no experts.
+    assert steps(one) == [(10, True, [18, 4]), (2, False, [2, 2]), (2, False, [2, 2])]
     assert ended == ["2", "1"]
     assert (one.output_tokens, one.cache_bytes) == (4, 0)
 

@@ -26,7 +26,7 @@ from klotski.lanes import InlineLane, ThreadLane
 from klotski.lanes.cuda import CudaClock, CudaLane
 from klotski.planner import ModelFacts
 from klotski.telemetry import Allowance, Recorder, RunLog, StateEvent, SweepUse, Totals, summarize, write_trace
-from klotski.workload import Encoder
+from klotski.workload import Encoder, Limits
 from tests.card import Card
 from tests.card.streams import CurrentStream
 from tests.engine import read_lines, run_engine
@@ -553,7 +553,7 @@ def recorder() -> Recorder:
 def account(tmp_path: Path, recorder: Recorder, totals: Totals) -> Iterator[Account]:
     """Of two requests of at most 5 tokens."""
     requests = [Request(str(number), (7,) * 3, 5, number) for number in range(2)]
-    with RunLog(tmp_path) as log, Account(requests, FACTS, Encoder(None, 9, None), log, recorder, totals) as account:
+    with RunLog(tmp_path) as log, Account(requests, FACTS, Encoder(None, Limits(9)), log, recorder, totals) as account:
         yield account
 
 
