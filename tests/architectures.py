@@ -32,6 +32,12 @@ LATENT = {
 GROUPED = {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 FINE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 LOCAL = {"num_local_experts": 8, "num_experts_per_tok": 2}
+SPARSE = {
+    "index_head_dim": 16,
+    "index_n_heads": 16,  # with few, many scores are equally zero, and which of them count is a matter of chance
+    "index_topk": 8,
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
+}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mixtral": LOCAL,
@@ -71,6 +77,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "use_mamba_kernels": False,
     },
     "dots1": GROUPED | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "head_dim": 16},
+    "deepseek_v32": GROUPED | LATENT | SPARSE | {"n_group": 1, "topk_group": 1},
+    "glm_moe_dsa": GROUPED | LATENT | SPARSE | {"n_group": 1, "topk_group": 1},
     "lfm2_moe": FINE
     | {
         "num_dense_layers": 1,

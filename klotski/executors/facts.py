@@ -20,6 +20,7 @@ from klotski.model import (
     keeps_tokens,
     recomputed_length,
     router_bytes,
+    takes_padding,
 )
 from klotski.planner import ModelFacts
 from klotski.weights.layout import ParameterSpec
@@ -41,7 +42,7 @@ def outline_of(model: OpenModel) -> Outline:
         context=model.context,
         spares=keeps_all_tokens(model.config),
         router_bytes=router_bytes(model.shell),
-        alone_above=fixed_rope_length(model.config),
+        alone_above=fixed_rope_length(model.config) if takes_padding(model.config) else 0,
         recomputed_at=recomputed_length(model.shell.model),
     )
 
@@ -152,6 +153,6 @@ def kv_numbers(text: Any) -> int:
     """
     heads = text.num_attention_heads
     if rank := getattr(text, "kv_lora_rank", None):
-        return int(rank + text.qk_rope_head_dim)
+        return int(rank + text.qk_rope_head_dim + (getattr(text, "index_head_dim", None) or 0))
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return int(2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim)

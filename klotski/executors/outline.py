@@ -29,7 +29,8 @@ class Outline:
     `dtype`: torch's name of the numbers that it is computed in. `context`: the longest sequence that it takes.
     `spares`: whether its last layer only keeps keys and values of tokens that nobody is asked about.
     `router_bytes`: of copies of its routers, which are asked early. `alone_above`: tokens of a sequence beyond which it
-    shares no forward with others; `recomputed_at`: tokens that no sequence may grow across; see `model/rope.py`.
+    shares no forward with others, 0 for all; `recomputed_at`: tokens that no sequence may grow across; see
+    `model/rope.py`.
     """
 
     facts: ModelFacts

@@ -71,8 +71,11 @@ def prepare(
     history = History(config.history, config.model.name, folder, on_gpu=on_gpu)
     encoder = Encoder(tokenizer, Limits(outline.vocab_size, outline.context, outline.recomputed_at))
     requests = load_requests(config.workload, encoder, log.error)
-    is_alone = outline.alone_above is not None and longest(requests) > outline.alone_above
-    facts = replace(outline.facts, reads_whole_prompts=outline.facts.reads_whole_prompts or is_alone)
+    above = outline.alone_above
+    is_alone = above is not None and longest(requests) > above
+    # Rotary embeddings of a prompt's first piece would not be those of the whole.
+    reads_whole = outline.facts.reads_whole_prompts or (is_alone and above != 0)
+    facts = replace(outline.facts, reads_whole_prompts=reads_whole)
     if foresees(config):
         facts = replace(facts, fixed_bytes=facts.fixed_bytes + outline.router_bytes)
     facts = replace(facts, shares=history.shares(facts.expert_counts, facts.top_k))
@@ -88,10 +91,8 @@ def prepare(
         return terms._replace(wishes=terms.wishes._replace(batch_size=1)) if is_alone else terms
 
     if is_alone:
-        logger.warning(
-            "rotary embeddings depend on a sequence's length beyond %d tokens: batches have one sequence each",
-            outline.alone_above,
-        )
+        because = f"rotary embeddings beyond {above} tokens do" if above else "sparse attention does"
+        logger.warning("batches have one sequence each, because this model's %s not allow padding", because)
     terms, plan, too_long = plan_what_fits(terms_of, requests)
     for request in too_long:
         log.error({"line": request.number, "id": request.id, "error": too_long_for(request, plan, too_long)})

@@ -2,7 +2,7 @@
 
 from klotski.model.attention import is_blocked
 from klotski.model.batch import GenerationBatch
-from klotski.model.cache import MovingLayer, keeps_all_tokens, keeps_tokens, make_cache
+from klotski.model.cache import MovingLayer, keeps_all_tokens, keeps_tokens, make_cache, takes_padding
 from klotski.model.experts import ROWS, ExpertPhase, Workspace, WorkspaceShape
 from klotski.model.foresight import Foresight, keep_routers, router_bytes
 from klotski.model.opening import OpenModel, open_model
@@ -32,4 +32,5 @@ __all__ = [
     "open_model",
     "recomputed_length",
     "router_bytes",
+    "takes_padding",
 ]

@@ -6,6 +6,9 @@ and the heads of a group lie side by side as if they were more queries: for 512 
 fast, for one new token of 64 sequences 6 times, with the same sums.
 """
 
+import re
+import sys
+from inspect import getsource
 from typing import Any
 
 import torch
@@ -21,12 +24,19 @@ from klotski.model.handover import AttentionCall, Handover
 __all__ = ["attention", "is_blocked", "use_blocked_attention"]
 
 NAME = "klotski"
+KNOWS_NAMES = re.compile(r"_attn_implementation (==|!=|in|not in) ")  # in a model's code
 BLOCK = 64  # queries
 
 
 def use_blocked_attention(model: PreTrainedModel) -> None:
-    """Let a model that uses torch's attention use this one; others have reasons of their own."""
-    if model.config._attn_implementation == "sdpa":
+    """Let a model that uses torch's attention use this one; others have reasons of their own.
+
+    So have models whose code does something else for implementations that it does not know: sparse attention hands
+    these the indices of the tokens to look at, instead of a mask.
+    """
+    if model.config._attn_implementation == "sdpa" and not KNOWS_NAMES.search(
+        getsource(sys.modules[type(model).__module__])
+    ):
         AttentionInterface.register(NAME, attention_forward)
         AttentionMaskInterface.register(NAME, sdpa_mask)
         model.set_attn_implementation(NAME)

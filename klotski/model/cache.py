@@ -25,6 +25,7 @@ __all__ = [
     "keeps_all_tokens",
     "keeps_tokens",
     "make_cache",
+    "takes_padding",
 ]
 
 
@@ -52,6 +53,14 @@ def keeps_tokens(config: PreTrainedConfig) -> bool:
 def keeps_all_tokens(config: PreTrainedConfig) -> bool:
     """Whether every layer keeps all tokens, so that each can be cut into slices of sequences."""
     return all(type(layer) is ReservedLayer for layer in make_cache(config, 0).layers)
+
+
+def takes_padding(config: PreTrainedConfig) -> bool:
+    """Whether sequences come out the same when they are padded.
+
+    An index of sparse attention chooses so many tokens to look at, and padding takes the place of some.
+    """
+    return not any(hasattr(layer, "update_indexer") for layer in make_cache(config, 0).layers)
 
 
 class ReservedLayer(DynamicLayer):

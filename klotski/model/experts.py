@@ -141,7 +141,8 @@ class ExpertPhase:
     def compute(self, expert: int, views: Views) -> None:
         """One expert over all of its tokens; `views` are its parameters by their own names."""
         begin = self._starts[expert]
-        for piece in even_pieces(begin, begin + self._rows[expert], ROWS):
+        # A token may choose an expert twice (a hash router does): there may be more rows than tokens.
+        for piece in even_pieces(begin, begin + self._rows[expert], len(self._space.gathered)):
             tokens, out = self._gather(*piece)
             expert_forward(self._module, views, tokens, out, self._space)
             apply_norm(self._module, out)

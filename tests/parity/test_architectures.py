@@ -71,7 +71,8 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     shard_size = "150KB" if len(request.param) % 2 == 0 else "10GB"
     checkpoint = save_checkpoint(request.param, folder / "model", shard_size)
     requests = unequal_requests(11)
-    expected = plain_generate(checkpoint, requests, BATCH_SIZE)
+    # Sparse attention counts padding among the tokens that it chooses from, so that batches have one sequence.
+    expected = plain_generate(checkpoint, requests, 1 if "index_topk" in ARCHITECTURES[request.param] else BATCH_SIZE)
     return Task(checkpoint, write_requests(folder / "requests.jsonl", requests), expected)
 
 
