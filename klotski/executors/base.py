@@ -10,7 +10,7 @@ from klotski.assets import BUNDLED
 from klotski.core import Products
 from klotski.errors import ConfigError
 from klotski.executors.garbage import uncollected
-from klotski.planner.hardware import find_gpus, is_gpu
+from klotski.planner.hardware import find_gpus, given_cores, granted_cores, is_gpu
 from klotski.schema import HwConfig, LoadFormat, ModelConfig, RunConfig, has_gpu, read_hardware
 from klotski.telemetry import Recorder, RunLog, Totals
 from klotski.units import format_size, parse_count
@@ -65,11 +65,11 @@ def settle_threads(hw: HwConfig, environment: MutableMapping[str, str]) -> None:
     """Say how OpenMP's threads behave, before torch is loaded.
 
     They are bound where they have all cores to themselves and do the arithmetic. Where a GPU does, nothing is gained,
-    and the driver's own threads would stay on the core of the one that starts them; two runs with a few threads each
-    would be bound to the same few cores.
+    and the driver's own threads would stay on the core of the one that starts them; two runs with a few threads each,
+    as set or by a CPU quota, would be bound to the same few cores.
     """
-    is_alone = parse_count("hw.threads", hw.threads) is None and (hw.gpu == "none" or not find_gpus())
-    openmp.settle(environment, have_all_cores=is_alone)
+    have_all = parse_count("hw.threads", hw.threads) is None and granted_cores() == given_cores()
+    openmp.settle(environment, have_all_cores=have_all and (hw.gpu == "none" or not find_gpus()))
 
 
 def settle_allocator(environment: MutableMapping[str, str]) -> None:

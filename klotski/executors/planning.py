@@ -20,6 +20,7 @@ from klotski.planner import (
     explain,
     free_memory,
     make_plan,
+    process_budget,
     runtime_memory,
 )
 from klotski.planner.rates import NOMINAL_GPU
@@ -137,16 +138,17 @@ def grant(config: RunConfig, of_gpu: tuple[int, str] | None = None) -> Budget:
     if of_gpu is not None:
         free, reason = of_gpu
         context = GPU_CONTEXT if runtime is None else runtime
-        return Budget(granted or free + context, as_set if granted else reason, context, host or free_memory()[0])
+        below = (host, whence(hw, "host_memory")) if host else free_memory()
+        return Budget(granted or free + context, as_set if granted else reason, context, *below)
     if runtime is None:
         runtime = runtime_memory()
     if granted is not None:
-        return Budget(granted, as_set, runtime, host or 0)
+        return Budget(granted, as_set, runtime, host or 0, whence(hw, "host_memory"))
     own = parse_size("model.auto_device_memory", config.model.auto_device_memory)
     if own is not None and config.model.path == BUNDLED:
         reason = f"{format_size(own)} beside the interpreter, so that model={config.model.name} has to stream"
         return Budget(own + runtime, reason, runtime)
-    return Budget(*free_memory(), runtime)
+    return Budget(*process_budget(), runtime)
 
 
 def wishes(config: RunConfig) -> Wishes:

@@ -14,7 +14,7 @@ from klotski.executors.account import Account
 from klotski.executors.garbage import uncollected
 from klotski.executors.outline import read_outline
 from klotski.executors.planning import describe, is_described
-from klotski.executors.task import Task, find_shape, has_shape_only, make_sweeper, miss_costs, prepare
+from klotski.executors.task import AtHand, Task, find_shape, has_shape_only, make_sweeper, miss_costs, prepare
 from klotski.lanes import VirtualClock, VirtualComputeLane, VirtualLane
 from klotski.pipeline import (
     Ahead,
@@ -95,8 +95,10 @@ def make_task(config: RunConfig, log: RunLog) -> Task:
         return find_device(config.hw.gpu)
 
     def measure() -> Rates | None:
+        from klotski.executors.devices import set_threads
         from klotski.executors.machine import machine_rates
 
+        set_threads(config.hw.threads)
         return machine_rates(config.history, opened(), device())
 
     outline = read_outline(folder) if shape_only else None
@@ -108,7 +110,7 @@ def make_task(config: RunConfig, log: RunLog) -> Task:
     if shape_only:  # what has no file is taken to be read as it is
         outline = replace(outline, facts=replace(outline.facts, stored_bytes=outline.facts.block_bytes))
     of_gpu = None if is_described(config) or not find_gpus() else device().memory()
-    return prepare(config, log, folder, outline, tokenizer or RoughTokenizer(), measure, of_gpu)
+    return prepare(config, log, folder, outline, tokenizer or RoughTokenizer(), AtHand(measure, of_gpu))
 
 
 def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from klotski.executors.outline import Outline
 from klotski.executors.planning import find_terms, is_described, plan_what_fits
 from klotski.lanes import Lane
 from klotski.pipeline import Ahead, Below, Caches, MissCosts, Policy, Predictor, Sweeper, Worker
-from klotski.planner import Costs, ModelFacts, Plan, Rates, Terms
+from klotski.planner import Costs, ModelFacts, Plan, Rates, Terms, process_memory
 from klotski.planner.costs import Work
+from klotski.planner.reservations import one_at_a_time, reserve
 from klotski.schema import LoadFormat, RunConfig, has_gpu, names_a_machine
 from klotski.telemetry import RunLog
 from klotski.units import format_size
@@ -22,6 +24,7 @@ from klotski.weights import Residency, find_folder, find_local, has_weights, is_
 from klotski.workload import Encoder, Limits, load_requests
 
 __all__ = [
+    "AtHand",
     "Task",
     "computes_below",
     "find_checkpoint",
@@ -35,6 +38,18 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+
+class AtHand(NamedTuple):
+    """The machine that plans.
+
+    `measure`: finds out what it reaches; None: it is not worth it. `of_gpu`: see `planning.grant`. `takes_memory`:
+    whether this process carries out the plan, so that other runs leave it the memory.
+    """
+
+    measure: Callable[[], Rates | None]
+    of_gpu: tuple[int, str] | None = None
+    takes_memory: bool = False
 
 
 class Task(NamedTuple):
@@ -59,15 +74,10 @@ def prepare(
     folder: Path,
     outline: Outline,
     tokenizer: Any,
-    measure: Callable[[], Rates | None],
-    of_gpu: tuple[int, str] | None = None,
+    machine: AtHand,
 ) -> Task:
-    """Read the workload, and plan the run of the model in `folder`.
-
-    `tokenizer`: None where it has none. `measure`: finds out what this machine reaches; None: it is not worth it.
-    `of_gpu`: see `planning.grant`.
-    """
-    on_gpu = of_gpu is not None or has_gpu(config.hw)
+    """Read the workload, and plan the run of the model in `folder`. `tokenizer`: None where it has none."""
+    on_gpu = machine.of_gpu is not None or has_gpu(config.hw)
     history = History(config.history, config.model.name, folder, on_gpu=on_gpu)
     encoder = Encoder(tokenizer, Limits(outline.vocab_size, outline.context, outline.recomputed_at))
     requests = load_requests(config.workload, encoder, log.error)
@@ -83,23 +93,33 @@ def prepare(
     if not names_a_machine(config.hw):
         known = history.rates
         if (known is None or on_gpu) and not is_described(config):  # with a GPU, a run does not measure all of it
-            measured = measure()
+            measured = machine.measure()
             known = known if measured is None else history.over(measured) or measured
 
     def terms_of(some: Sequence[Request]) -> Terms:
-        terms = find_terms(config, outline.dtype, facts, some, known, of_gpu)
+        terms = find_terms(config, outline.dtype, facts, some, known, machine.of_gpu)
         return terms._replace(wishes=terms.wishes._replace(batch_size=1)) if is_alone else terms
 
     if is_alone:
         because = f"rotary embeddings beyond {above} tokens do" if above else "sparse attention does"
         logger.warning("batches have one sequence each, because this model's %s not allow padding", because)
-    terms, plan, too_long = plan_what_fits(terms_of, requests)
+    with one_at_a_time() if machine.takes_memory else nullcontext():
+        terms, plan, too_long = plan_what_fits(terms_of, requests)
+        if machine.takes_memory:
+            reserve(host_bytes(plan))
     for request in too_long:
         log.error({"line": request.number, "id": request.id, "error": too_long_for(request, plan, too_long)})
     if log.num_errors:
         logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
     left_out = {request.number for request in too_long}
     return Task(outline, [each for each in requests if each.number not in left_out], encoder, history, terms, plan)
+
+
+def host_bytes(plan: Plan) -> int:
+    """Bytes of CPU memory that this process is going to have with a plan, the interpreter's and torch's among them."""
+    if plan.rates.link is None:
+        return sum(plan.memory.values())
+    return process_memory() + sum(plan.host_memory.values())
 
 
 def longest(requests: Sequence[Request]) -> int:

@@ -11,7 +11,7 @@ from rich.console import Console
 from klotski.core import Block, LaneName, Residents, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.caches import CachePlaces, MovingCaches, Place
-from klotski.executors.devices import Device, find_device, name_of
+from klotski.executors.devices import Device, find_device, name_of, set_threads
 from klotski.executors.facts import outline_of, workspace_shape
 from klotski.executors.garbage import collect_earlier_runs
 from klotski.executors.machine import machine_rates
@@ -20,6 +20,7 @@ from klotski.executors.planning import describe, hardware_file
 from klotski.executors.rates import RateSamples
 from klotski.executors.recording import RecordingPredictor
 from klotski.executors.task import (
+    AtHand,
     Task,
     computes_below,
     find_checkpoint,
@@ -66,10 +67,11 @@ from klotski.planner import (
     show_plan,
 )
 from klotski.planner.calibration import MEASURED
+from klotski.planner.reservations import release
 from klotski.schema import RunConfig, SyntheticWorkload, WorkloadConfig
 from klotski.shutdown import CleanUp
 from klotski.telemetry import Recorder, RunLog, Totals
-from klotski.units import format_size, parse_count
+from klotski.units import format_size
 from klotski.weights import SlotKind
 from klotski.weights.carriers import Carrier, FromDisk, Source, ThroughHost
 from klotski.weights.dummy import DummyReader
@@ -103,14 +105,18 @@ class TorchExecutor:
         model = open_for(config, folder, shape_only=has_shape_only(config, folder))
         measure = partial(machine_rates, config.history, model, device)
         warn_of_sampling(model, config.workload)
-        task = prepare(config, log, folder, outline_of(model), model.tokenizer, measure, device.memory())
-        totals.plan = task.plan.as_dict()
-        log.plan(totals.plan)
-        describe(config, task.outline, task.plan, len(task.requests))
-        if config.dry_run:
-            show_plan(task.plan, task.facts, Console())
-        else:
-            carry_out(config, model, task, device, log, recorder, totals)
+        machine = AtHand(measure, device.memory(), takes_memory=not config.dry_run)
+        try:
+            task = prepare(config, log, folder, outline_of(model), model.tokenizer, machine)
+            totals.plan = task.plan.as_dict()
+            log.plan(totals.plan)
+            describe(config, task.outline, task.plan, len(task.requests))
+            if config.dry_run:
+                show_plan(task.plan, task.facts, Console())
+            else:
+                carry_out(config, model, task, device, log, recorder, totals)
+        finally:
+            release()
 
 
 def warn_of_sampling(model: OpenModel, workload: WorkloadConfig) -> None:
@@ -123,10 +129,8 @@ def warn_of_sampling(model: OpenModel, workload: WorkloadConfig) -> None:
 
 
 def configure(config: RunConfig, device: Device) -> None:
-    """Set up torch and the heap, and say which settings come to nothing here."""
-    threads = parse_count("hw.threads", config.hw.threads)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    """Set up torch and the heap, and warn of settings that are ignored here."""
+    set_threads(config.hw.threads)
     keep_small_memory()
     if not device.has_host_tier:
         for name, memory in find_gpus() if config.hw.gpu != "none" else []:

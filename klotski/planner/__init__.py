@@ -5,7 +5,15 @@ from klotski.planner.costs import CROWDED, Costs
 from klotski.planner.demand import Demand
 from klotski.planner.explain import explain
 from klotski.planner.facts import ModelFacts
-from klotski.planner.hardware import find_gpus, free_memory, peak_memory, process_memory, runtime_memory
+from klotski.planner.hardware import (
+    find_gpus,
+    free_memory,
+    granted_cores,
+    peak_memory,
+    process_budget,
+    process_memory,
+    runtime_memory,
+)
 from klotski.planner.placement import first_blocks, placement_order
 from klotski.planner.plan import Plan, make_plan
 from klotski.planner.rates import NOMINAL, Rates
@@ -28,9 +36,11 @@ __all__ = [
     "find_gpus",
     "first_blocks",
     "free_memory",
+    "granted_cores",
     "make_plan",
     "peak_memory",
     "placement_order",
+    "process_budget",
     "process_memory",
     "runtime_memory",
     "show_plan",

@@ -1,13 +1,29 @@
 """What the machine has. Each figure comes with its reason."""
 
+import os
 import re
 import resource
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pynvml
 
-__all__ = ["find_gpus", "free_memory", "is_gpu", "peak_memory", "process_memory", "runtime_memory"]
+from klotski.openmp import GIVEN
+from klotski.planner.cgroups import cpu_quota, group_memory
+from klotski.planner.reservations import Outstanding, outstanding
+
+__all__ = [
+    "find_gpus",
+    "free_memory",
+    "given_cores",
+    "granted_cores",
+    "is_gpu",
+    "peak_memory",
+    "process_budget",
+    "process_memory",
+    "runtime_memory",
+]
 
 STATUS = Path("/proc/self/status")
 SHARE = 0.8  # of free memory; the rest is the page cache's and other programs'
@@ -16,50 +32,53 @@ FORM = r"(?:[- ](?:PCIE|SXM\d?|NVL|HBM\d\w?|\d+GB))*"  # of a card, and its memo
 GROWTH = 128 << 20  # bytes that torch's libraries take for themselves once they compute
 
 
+def process_budget() -> tuple[int, str]:
+    """Bytes of CPU memory that this process may take in all, and what limits them."""
+    nbytes, reason = free_memory()
+    return nbytes + process_memory(), reason
+
+
 def free_memory() -> tuple[int, str]:
-    """Bytes of CPU memory that this process may take in all, and why so many."""
-    available, grants = available_memory()
-    return int(available * SHARE) + process_memory(), f"{SHARE:.0%} of the {available / 1e9:.1f}GB {grants}"
+    """Bytes of CPU memory that this process may take beside what it has, and what limits them."""
+    nbytes, whose = available_memory()
+    return int(SHARE * nbytes), f"{100 * SHARE:.0f} % of the {nbytes / 1e9:.1f} GB {whose}"
 
 
 def available_memory() -> tuple[int, str]:
-    """Bytes of CPU memory that nobody uses, and who says so."""
-    available, granted = psutil.virtual_memory().available, group_memory()
-    if granted is not None and granted < available:
-        return granted, "that are free of what its control group may take"
-    return available, "that are free"
+    """Bytes of CPU memory that the narrowest limit leaves, and which one that is."""
+    nbytes, whose = min(memory_limits())
+    return max(0, nbytes), whose
 
 
-def group_memory(groups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
-    """Bytes that the control groups of this process leave it, page cache aside; None: they set no limit.
-
-    A container's memory is such a group's: what the machine has beside it is not its own.
-    """
-    if not membership.exists():
-        return None
-    left = []
-    for line in membership.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        root, limit, usage = (groups, "memory.max", "memory.current")
-        if "memory" in controllers.split(","):
-            root, limit, usage = groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        elif controllers:
-            continue
-        inner = root / path.lstrip("/")
-        for group in (inner, *inner.parents):  # each has its own limit; inside of a container some cannot be seen
-            if group.is_relative_to(root) and (group / limit).exists() and (group / usage).exists():
-                granted, taken = ((group / name).read_text().strip() for name in (limit, usage))
-                if granted != "max":
-                    left.append(int(granted) - int(taken) + page_cache(group / "memory.stat"))
-    return max(0, min(left)) if left else None
+def memory_limits() -> Iterator[tuple[int, str]]:
+    """For each limit of CPU memory, bytes that this process may still take and whose limit it is."""
+    others = outstanding()
+    yield beside(others, psutil.virtual_memory().available, "available")
+    if (granted := group_memory()) is not None:
+        neighbours = [other for other in others if other.in_same_group]
+        yield beside(neighbours, granted, "left by the memory limit of its control group")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        mapped = int(psutil.Process().memory_info().vms)
+        yield limit - mapped, "left by `ulimit -v`, the limit of its address space"
 
 
-def page_cache(stat: Path) -> int:
-    """Bytes of a control group that it would give back."""
-    if not stat.exists():
-        return 0
-    counts = dict(line.split(" ", 1) for line in stat.read_text().splitlines())
-    return sum(int(counts.get(name, 0)) for name in ("inactive_file", "active_file"))
+def beside(others: Sequence[Outstanding], nbytes: int, whose: str) -> tuple[int, str]:
+    """What other runs leave of so many bytes, and the words for it."""
+    reserved = sum(other.nbytes for other in others)
+    return nbytes - reserved, whose + f" beside {reserved / 1e9:.1f} GB that other runs have reserved" * bool(reserved)
+
+
+def granted_cores() -> int:
+    """Whole cores that this process may keep busy: of those that it may run on, as many as its CPU quota pays for."""
+    cores = given_cores()
+    quota = cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def given_cores() -> int:
+    """Cores that this process may run on."""
+    return len(GIVEN) if GIVEN is not None else os.cpu_count() or 1
 
 
 def find_gpus() -> list[tuple[str, int]]:

@@ -153,9 +153,10 @@ def too_small_below(choice: Candidate, terms: Terms) -> BudgetError:
     cache = host_cache(terms, choice)
     need = places + cache
     kept = f" and keys and values {format_size(cache)}" if cache else ""
+    reason = f" ({budget.host_reason})" if budget.host_reason else ""
     return BudgetError(
-        f"hw.host_memory={format_size(budget.host)} is too small: blocks on their way from disk into the GPU take "
-        f"{format_size(places)} of it{kept}; set hw.host_memory={(need // 100_000 + 1) / 10}MB or more"
+        f"hw.host_memory={format_size(budget.host)}{reason} is too small: blocks on their way from disk into the GPU "
+        f"take {format_size(places)} of it{kept}; set hw.host_memory={(need // 100_000 + 1) / 10}MB or more"
     )
 
 

@@ -47,6 +47,7 @@ class Plan:
     memory: dict[str, int]
     host_memory: dict[str, int]  # likewise of the tier below a GPU, and at most `host_budget`
     host_budget: int
+    host_budget_reason: str
     dense_slots: int
     expert_slots: int
     cached_slots: int  # of these, a cache: what experts stream through apart
@@ -130,6 +131,7 @@ def make_plan(terms: Terms) -> Plan:
         budget_reason=terms.budget.reason,
         memory=memory,
         host_budget=terms.budget.host,
+        host_budget_reason=terms.budget.host_reason,
         host_memory=below,
         dense_slots=DENSE_SLOTS,
         expert_slots=best.expert_slots + cached,

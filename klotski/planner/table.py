@@ -86,6 +86,8 @@ def decisions(plan: Plan, facts: ModelFacts) -> Iterable[tuple[str, str, str]]:
 
     shares = f"share each arrival: what is read is used for up to {plan.sequences} sequences"
     yield "memory", format_size(plan.budget), plan.budget_reason
+    if plan.host_memory:
+        yield "host memory", format_size(plan.host_budget), plan.host_budget_reason
     yield "n batches", str(plan.n_batches), why("n_batches", shares)
     yield "batch size", str(plan.batch_size), why("batch_size", "more would need more memory, or take longer")
     cut = "of prompts in one sweep; more would need more memory, or take longer"

@@ -11,12 +11,13 @@ __all__ = ["OPEN", "Budget", "Terms", "Wishes"]
 
 
 class Budget(NamedTuple):
-    """Bytes of the device tier, why so many, and what the process takes of them by itself; bytes of the host tier."""
+    """Bytes of the device tier, why so many, and what the process takes of them by itself; the host tier's likewise."""
 
     nbytes: int
     reason: str
     runtime: int = 0
     host: int = 0
+    host_reason: str = ""
 
 
 class Wishes(NamedTuple):

@@ -41,13 +41,16 @@ class HwConfig:
     """The network's name of the machine that was measured, on any other than which a run is predicted."""
     device_memory: str = "auto"
     """Budget where arithmetic happens: weights, slots, KV cache, activations, and, where that is CPU memory, the
-    interpreter and torch themselves. `auto`: 80 % of what is free."""
+    interpreter and torch themselves. `auto`: 80 % of what is free, of what the process's control group and the limit
+    of its address space leave, and of what other runs have not reserved."""
     host_memory: str = "auto"
-    """Budget of the tier below a GPU. Without a GPU the device tier is CPU memory, and this is unused."""
+    """Budget of the host tier, CPU memory below a GPU. `auto`: 80 % of what is free, by the same limits. Without a GPU
+    the device tier is CPU memory, and this is unused."""
     runtime_memory: str = "auto"
     """What the interpreter and torch take of the budget by themselves. `auto`: measured. `0` plans for blocks alone."""
     threads: str = "auto"
-    """Cores for arithmetic."""
+    """Threads for arithmetic. `auto`: one for each core that the process may run on, or fewer, as many as its CPU quota
+    pays for. `OMP_NUM_THREADS` counts where it is set."""
     disk_bandwidth: str = "auto"
     """What blocks come from disk at, to plan by: `1.6GB/s`. `auto`: what earlier runs of the model measured."""
     compute_rate: str = "auto"

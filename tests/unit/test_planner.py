@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from klotski.core import Block, Residents
 from klotski.errors import BudgetError
-from klotski.planner import Demand, ModelFacts, Wishes, free_memory, peak_memory, runtime_memory
+from klotski.planner import Demand, ModelFacts, Wishes, peak_memory, process_budget, runtime_memory
 from klotski.planner.costs import Costs
 from klotski.planner.streaming import Use
 from tests.unit.fakes import examples
@@ -297,10 +297,10 @@ def test_weights_are_all_that_a_model_has() -> None:
 
 
 def test_free_memory_leaves_some_and_says_why() -> None:
-    size, reason = free_memory()
+    size, reason = process_budget()
     own = psutil.Process().memory_info().rss
     assert own / 2 < size < psutil.virtual_memory().total
-    assert re.fullmatch(r"80% of the [0-9.]+GB that are free", reason)
+    assert re.fullmatch(r"80 % of the [0-9.]+ GB (available|left by .*)", reason)
 
 
 def test_the_process_has_taken_what_it_takes_and_will_take_some_more() -> None:
