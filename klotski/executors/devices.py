@@ -29,10 +29,12 @@ class Device(Protocol):
     """What the torch executor asks of a device.
 
     `place`: torch's word for it. `has_host_tier`: it has memory of its own, with CPU memory below it.
+    `cache_blocking`: it computes a layer faster over so many tokens at a time as its caches hold.
     """
 
     place: torch.device
     has_host_tier: bool
+    cache_blocking: bool
 
     def memory(self) -> tuple[int, str] | None:
         """Bytes of its own memory that a run may take, and why so many; None: they are CPU memory."""
@@ -67,6 +69,7 @@ class CpuDevice:
 
     place = torch.device("cpu")
     has_host_tier = False
+    cache_blocking = True
 
     def memory(self) -> tuple[int, str] | None:
         """None."""
@@ -107,6 +110,7 @@ class CudaDevice:
     """A GPU, by streams and events. Nothing of it has been measured on one yet; see `make test-gpu`."""
 
     has_host_tier = True
+    cache_blocking = False
 
     def __init__(self, index: int = 0) -> None:
         self.place = torch.device("cuda", index)

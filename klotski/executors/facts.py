@@ -14,8 +14,8 @@ from klotski.model import (
     SLICE,
     OpenModel,
     WorkspaceShape,
+    can_leave_device,
     fixed_rope_length,
-    is_blocked,
     keeps_all_tokens,
     keeps_tokens,
     recomputed_length,
@@ -48,7 +48,13 @@ def outline_of(model: OpenModel) -> Outline:
 
 
 def gather_facts(model: OpenModel) -> ModelFacts:
-    """The sizes and the arithmetic of a model."""
+    """The sizes and the arithmetic of a model, as it was opened: with cache blocking or without."""
+    facts = facts_with_cache_blocking(model)
+    return facts if model.shell.cache_blocking else facts.without_cache_blocking()
+
+
+def facts_with_cache_blocking(model: OpenModel) -> ModelFacts:
+    """The same as on a CPU."""
     text: Any = model.config.get_text_config()
     item = model.shell.dtype.itemsize
     shape = workspace_shape(model)
@@ -57,6 +63,7 @@ def gather_facts(model: OpenModel) -> ModelFacts:
     eager = getattr(text, "_attn_implementation", None) == "eager"
     in_slices = keeps_all_tokens(model.config)
     expanded, expanding = expansion(text)
+    repeated = repetition(text)
     enough = 100 * ROWS  # tokens; inside an expert, no more of them find room
     per_token = shape.nbytes(enough + 1, item) - shape.nbytes(enough, item)
     per_row = (shape.nbytes(enough, item) - shape.nbytes(0, item) - enough * per_token) // ROWS
@@ -77,14 +84,15 @@ def gather_facts(model: OpenModel) -> ModelFacts:
         rows=ROWS,
         # Queries, keys and values, before and after they are turned; the output, before and after its projection.
         attention_bytes=item * (4 * hidden + 8 * heads),
-        expanded_bytes=expanded * item,
+        expanded_bytes=(expanded + repeated * eager) * item,
+        repeated_bytes=repeated * (not eager) * item,
         score_bytes=(text.num_attention_heads * (item + 2 * FLOAT) if eager else 0) + item + 1,
         scores_bytes=item * text.vocab_size,
         # What a model may put in the place of what the head gave, and a copy in float32 to choose by.
         logits_bytes=(item + FLOAT) * text.vocab_size,
         reads_whole_prompts=not keeps_tokens(model.config),
         # Latent keys are expanded between a cache and attention, by weights that are on the device.
-        attends_anywhere=is_blocked(model.shell.model.config) and not getattr(text, "kv_lora_rank", None),
+        attends_anywhere=can_leave_device(model.shell.model.config) and not getattr(text, "kv_lora_rank", None),
         slice_tokens=SLICE if in_slices else 0,
         staging_bytes=IN_FLIGHT * model.staging,
         dense_flops=sum(flops(layout.views) for block, layout in model.layouts.items() if block.is_dense),
@@ -144,6 +152,13 @@ def expansion(text: Any) -> tuple[int, int]:
     expanded = text.num_attention_heads * (text.qk_nope_head_dim + text.v_head_dim)
     keys = text.num_attention_heads * (text.qk_nope_head_dim + text.qk_rope_head_dim)
     return int(expanded + keys), int(2 * rank * expanded)
+
+
+def repetition(text: Any) -> int:
+    """Elements of keys and values of a token in one layer, repeated for all heads that share them; 0: none do."""
+    heads = text.num_attention_heads
+    shared = heads // (getattr(text, "num_key_value_heads", None) or heads)
+    return shared * kv_numbers(text) if shared > 1 else 0
 
 
 def kv_numbers(text: Any) -> int:

@@ -28,7 +28,7 @@ from klotski.pipeline import (
     run_group,
 )
 from klotski.planner import Costs, Rates, find_gpus, placement_order, show_plan
-from klotski.schema import RunConfig
+from klotski.schema import RunConfig, has_gpu
 from klotski.simulation import (
     CoresDurations,
     DrawnRouters,
@@ -86,7 +86,7 @@ def make_task(config: RunConfig, log: RunLog) -> Task:
     def opened() -> "OpenModel":
         from klotski.executors.opening import open_for
 
-        return open_for(config, folder, shape_only=shape_only)
+        return open_for(config, folder, shape_only=shape_only, cache_blocking=not on_gpu)
 
     @cache
     def device() -> "Device":
@@ -101,15 +101,18 @@ def make_task(config: RunConfig, log: RunLog) -> Task:
         set_threads(config.hw.threads)
         return machine_rates(config.history, opened(), device())
 
+    of_gpu = None if is_described(config) or not find_gpus() else device().memory()
+    on_gpu = of_gpu is not None or has_gpu(config.hw)
     outline = read_outline(folder) if shape_only else None
     tokenizer: Any = None
     if outline is None or config.model.dtype.value not in ("auto", outline.dtype):
         from klotski.executors.facts import outline_of
 
         outline, tokenizer = outline_of(opened()), opened().tokenizer
+    elif on_gpu:
+        outline = replace(outline, facts=outline.facts.without_cache_blocking())
     if shape_only:  # what has no file is taken to be read as it is
         outline = replace(outline, facts=replace(outline.facts, stored_bytes=outline.facts.block_bytes))
-    of_gpu = None if is_described(config) or not find_gpus() else device().memory()
     return prepare(config, log, folder, outline, tokenizer or RoughTokenizer(), AtHand(measure, of_gpu))
 
 

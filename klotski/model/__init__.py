@@ -1,6 +1,6 @@
 """The transformers model without weights, a batch as a coroutine, and expert arithmetic."""
 
-from klotski.model.attention import is_blocked
+from klotski.model.attention import can_leave_device
 from klotski.model.batch import GenerationBatch
 from klotski.model.cache import MovingLayer, keeps_all_tokens, keeps_tokens, make_cache, takes_padding
 from klotski.model.experts import ROWS, ExpertPhase, Workspace, WorkspaceShape
@@ -23,8 +23,8 @@ __all__ = [
     "Shell",
     "Workspace",
     "WorkspaceShape",
+    "can_leave_device",
     "fixed_rope_length",
-    "is_blocked",
     "keep_routers",
     "keeps_all_tokens",
     "keeps_tokens",

@@ -48,10 +48,12 @@ class OpenModel:
         return context_length(self.config)
 
 
-def open_model(folder: Path, dtype: torch.dtype | None, *, is_dummy: bool = False) -> OpenModel:
+def open_model(
+    folder: Path, dtype: torch.dtype | None, *, is_dummy: bool = False, cache_blocking: bool = True
+) -> OpenModel:
     """Open a checkpoint to be computed in `dtype` (None: the checkpoint's own).
 
-    Of a dummy only the config is looked at: its layouts have no files.
+    Of a dummy only the config is looked at: its layouts have no files. `cache_blocking`: see `Shell`.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -61,11 +63,12 @@ def open_model(folder: Path, dtype: torch.dtype | None, *, is_dummy: bool = Fals
     if has_adapter(folder):
         logger.warning("%s: the adapter beside the base model's weights is not applied", folder)
     if is_dummy:
-        shell = Shell(config, dtype or said_dtype(config) or torch.bfloat16)
+        shell = Shell(config, dtype or said_dtype(config) or torch.bfloat16, cache_blocking=cache_blocking)
         layouts = {block: lay_out_dummy(block, specs) for block, specs in shell.specs.items()}
     else:
         checkpoint = Checkpoint(folder)
-        shell = Shell(config, dtype or said_dtype(config) or commonest_dtype(checkpoint))
+        dtype = dtype or said_dtype(config) or commonest_dtype(checkpoint)
+        shell = Shell(config, dtype, cache_blocking=cache_blocking)
         parts = locate(shell, checkpoint)
         layouts = {block: lay_out(block, specs, parts, checkpoint) for block, specs in shell.specs.items()}
     fixed = layouts.pop(FIXED)

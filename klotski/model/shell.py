@@ -23,7 +23,7 @@ from transformers.modeling_utils import PreTrainedModel
 from klotski.core import FIXED, Block
 from klotski.errors import ModelError
 from klotski.lanes.cuda import to_device
-from klotski.model.attention import use_blocked_attention
+from klotski.model.attention import use_attention
 from klotski.model.cache import keeps_all_tokens
 from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
 from klotski.model.rope import install_stateless_rope
@@ -56,13 +56,17 @@ def read_config(folder: Path) -> PreTrainedConfig:
 class Shell:
     """A causal language model whose blocks live elsewhere.
 
+    `cache_blocking`: whether attention, layers and norms work on as many tokens at a time as a CPU's caches hold. A GPU
+    is best given all of them.
+
     Raises:
         ModelError: it has no experts, or they are not behind transformers' experts interface; or its code keeps a
             cache of its own.
     """
 
-    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype, *, cache_blocking: bool) -> None:
         self.dtype = dtype
+        self.cache_blocking = cache_blocking
         register()
         try:
             with torch.device("meta"):
@@ -74,7 +78,7 @@ class Shell:
         self.model: PreTrainedModel = model.eval()
         refuse_own_cache(self.model)
         install_stateless_rope(self.model)
-        use_blocked_attention(self.model)
+        use_attention(self.model, cache_blocking=cache_blocking)
         self.model.generation_config = GenerationConfig()  # the run's own settings, nobody's defaults
         self.layers, prefix = find_layers(self.model)
         self.experts = [find_experts(layer) for layer in self.layers]
@@ -86,12 +90,13 @@ class Shell:
         self._score = head.forward if head is not None else None
         install(list(self.layers), head)
         *layers, last = self.layers
-        for index, layer in enumerate(layers):
-            cut_layer(index, layer)
+        if cache_blocking:
+            for index, layer in enumerate(layers):
+                cut_layer(index, layer)
+            for norm in find_norms(self.model):
+                cut_norm(norm)
         if keeps_all_tokens(config):
-            cut_last_layer(last)
-        for norm in find_norms(self.model):
-            cut_norm(norm)
+            cut_last_layer(last, in_slices=cache_blocking)
 
     @property
     def expert_counts(self) -> list[int]:

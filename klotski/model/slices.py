@@ -70,27 +70,28 @@ def cut_layer(index: int, layer: nn.Module) -> None:
     layer.forward = forward
 
 
-def cut_last_layer(layer: nn.Module) -> None:
+def cut_last_layer(layer: nn.Module, *, in_slices: bool) -> None:
     """Let the last decoder layer compute what somebody will look at: of a prompt, the last token.
 
     Of the tokens before it only keys and values will be wanted; with those in the cache, the layer's
-    code is left. Its output has one token for each sequence.
+    code is left. Its output has one token for each sequence. `in_slices`: see `cut_layer`.
     """
     whole = layer.forward
-    cut_layer(-1, layer)
-    in_slices = layer.forward
+    if in_slices:
+        cut_layer(-1, layer)
+    compute = layer.forward
 
     def forward(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         (count, tokens), cache = hidden.shape[:2], kwargs.get("past_key_values")
         if tokens == 1 or cache is None:
-            return in_slices(hidden, *args, **kwargs)
+            return compute(hidden, *args, **kwargs)
         before, last = slice(0, tokens - 1), slice(tokens - 1, tokens)
-        for rows in cut_rows(count, tokens):
+        for rows in cut_rows(count, tokens) if in_slices else [slice(0, count)]:
             part = take(take_tokens((hidden, *args), before, tokens), rows, count)
             named = take(take_tokens(kwargs, before, tokens), rows, count)
             with suppress(KeysKeptError):
                 whole(*part, **named | {"past_key_values": CacheRows(cache, rows, count, keys_only=True)})
-        return in_slices(*take_tokens((hidden, *args), last, tokens), **take_tokens(kwargs, last, tokens))
+        return compute(*take_tokens((hidden, *args), last, tokens), **take_tokens(kwargs, last, tokens))
 
     layer.forward = forward
 

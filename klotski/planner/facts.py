@@ -1,7 +1,7 @@
 """What a plan has to know of a model: its sizes, its arithmetic, and what is known of its routers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from klotski.core import Block
@@ -17,7 +17,8 @@ class ModelFacts:
     (`waiting_bytes`), and by the workspace of the expert phase (`workspace_bytes`, `rows_bytes` whatever
     their number, and `row_bytes` for each of at most `rows` inside an expert). The batch whose turn it
     is needs `attention_bytes` for each token of the slice that it works on, `score_bytes` for each pair of a
-    token and one that it looks at, and `expanded_bytes` for each token that the slice's sequences keep.
+    token and one that it looks at, and `expanded_bytes` for each token that the slice's sequences keep. These are
+    with cache blocking, as on a CPU; see `without_cache_blocking`.
     """
 
     fixed_bytes: int
@@ -39,6 +40,7 @@ class ModelFacts:
     row_bytes: int = 0
     rows: int = 0
     expanded_bytes: int = 0
+    repeated_bytes: int = 0  # as `expanded_bytes`, where heads that share keys and values are computed side by side
     attends_anywhere: bool = False  # whether attention may be computed elsewhere than the rest of a layer
     slice_tokens: int = 0  # or one sequence that has more; 0: a batch is worked on as a whole
     dense_flops: int = 0  # of a token on its way through all layers, experts apart
@@ -48,6 +50,11 @@ class ModelFacts:
     pair_flops: int = 0  # of a token and one that it looks at, in one layer
     spared_flops: int = 0  # of the last layer, for a token of which it only keeps keys and values
     shares: Sequence[Sequence[float]] | None = None  # of a layer's tokens, that chose each expert in earlier runs
+
+    def without_cache_blocking(self) -> "ModelFacts":
+        """The facts where a layer works on all tokens of a batch at once, and repeats shared keys and values: a GPU."""
+        expanded = self.expanded_bytes + self.repeated_bytes
+        return replace(self, slice_tokens=0, expanded_bytes=expanded, repeated_bytes=0)
 
     @cached_property
     def weight_bytes(self) -> int:

@@ -147,6 +147,7 @@ class Arena:
         self.device = device
         self.place = device.place
         self.has_host_tier = device.has_host_tier
+        self.cache_blocking = device.cache_blocking
         self.pages = allocate(whole_pages(nbytes))
         numbers = torch.randn(PIECE, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.bfloat16)
         for piece in torch.split(self.pages.view(torch.bfloat16), PIECE):  # by all cores; the driver has only one

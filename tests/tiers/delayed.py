@@ -49,6 +49,7 @@ class DelayedDevice:
 
     place = torch.device("cpu")
     has_host_tier = True
+    cache_blocking = False
 
     def __init__(self, seed: int, longest: float = 5e-4) -> None:
         self._random = Random(seed)

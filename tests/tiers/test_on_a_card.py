@@ -3,6 +3,7 @@
 import gc
 import threading
 import time
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,16 +12,20 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
+from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm
 
-from klotski.executors.devices import CudaDevice
+from klotski.executors.devices import CpuDevice, CudaDevice, Device
 from klotski.executors.torch import TorchExecutor
 from klotski.lanes.cuda import CudaClock
+from klotski.model import slices
 from tests.card import Card
 from tests.card.streams import Stream
 from tests.engine import read_lines, read_results, run_requests, sample_little
+from tests.reference import plain_generate
 from tests.tiers.schedules import GPU, PHASES, REQUESTS, SCHEDULES, Schedule, believe
 
 BUDGET = ["hw.device_memory=2.5MB", "hw.host_memory=4MB", "pipeline.n_batches=2", "pipeline.batch_size=3"]
+LARGE = ["hw.device_memory=2GB", "hw.host_memory=20MB", "pipeline.batch_size=9", "pipeline.prefill_tokens=2000"]
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
 
 
@@ -55,6 +60,46 @@ def test_no_schedule_loses_a_race(model: Path, expected: dict[str, list[int]], s
 @given(schedule=SCHEDULES)
 def test_no_schedule_of_a_hundred_does(model: Path, expected: dict[str, list[int]], schedule: Schedule) -> None:
     check(model, expected, schedule)
+
+
+@pytest.mark.parametrize("is_on_card", [True, False])
+def test_only_the_cores_compute_in_blocks_for_their_caches(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_on_card: bool
+) -> None:
+    """Prompts of 130 tokens: all at once on a card; on the cores two of them, 64 queries and 50 tokens at most."""
+    requests = [
+        {"id": f"r{number}", "prompt_token_ids": [3 + number] * (130 - number % 2), "max_tokens": 2}
+        for number in range(9)
+    ]
+    sequences, queries, normed = set(), set(), set()
+    attention, norm = torch.nn.functional.scaled_dot_product_attention, MixtralRMSNorm.forward
+
+    def attend(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        of_all_heads = query.shape[1] * query.shape[2]
+        if of_all_heads > 4:  # not of one new token
+            sequences.add(query.shape[0])
+            queries.add(of_all_heads // 4)
+        return attention(query, *args, **kwargs)
+
+    def norm_tokens(module: Any, hidden: torch.Tensor) -> torch.Tensor:
+        normed.add(hidden.shape[:-1].numel())
+        output: torch.Tensor = norm(module, hidden)
+        return output
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(MixtralRMSNorm, "forward", norm_tokens)
+    monkeypatch.setattr(slices, "SLICE", 300)
+    monkeypatch.setattr(slices, "NORMED", 50 * 64)
+    with ExitStack() as stack:
+        device: Device = CpuDevice()
+        if is_on_card:
+            stack.enter_context(Card())
+            device = CudaDevice()
+        monkeypatch.setattr("klotski.executors.create", lambda config: TorchExecutor(device))
+        sample_little(monkeypatch)
+        run_requests(tmp_path, model, requests, "model.dtype=float32", *(GPU if is_on_card else []), *LARGE)
+    assert (max(sequences), max(queries), max(normed)) == ((9, 130, 9 * 130) if is_on_card else (2, 64, 50))
+    assert read_results(tmp_path) == plain_generate(model, requests, batch_size=9)
 
 
 def test_hours_into_a_run_times_are_as_exact_as_at_its_begin() -> None:

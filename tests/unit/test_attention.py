@@ -11,8 +11,10 @@ from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from klotski.model import attention
-from klotski.model.attention import attention_forward
+from klotski.model.attention import for_transformers
 from tests.unit.fakes import examples
+
+attention_forward = for_transformers(attention.attention)
 
 
 class Layer(nn.Module):

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 
 from klotski import app, schema
 from klotski.assets import SHAPES
-from klotski.executors.facts import outline_of
+from klotski.executors.facts import gather_facts, outline_of
 from klotski.executors.outline import read_outline
 from klotski.model import open_model
 
@@ -41,6 +41,17 @@ def test_a_shape_has_as_many_parameters_as_its_model(name: str, billions: float)
     as_it_is = replace(opened, facts=replace(opened.facts, stored_bytes=opened.facts.block_bytes))
     assert read_outline(SHAPES / name) == as_it_is, "an outline is out of date; make outlines"
     assert model.context == json.loads((SHAPES / name / "config.json").read_text())["max_position_embeddings"]
+
+
+def test_without_cache_blocking_an_outline_says_what_a_model_opened_for_a_gpu_does() -> None:
+    for name in ("mixtral-8x7b", "gpt-oss-20b"):
+        known = read_outline(SHAPES / name)
+        opened = gather_facts(open_model(SHAPES / name, None, is_dummy=True, cache_blocking=False))
+        assert known is not None
+        assert known.facts.without_cache_blocking() == replace(opened, stored_bytes=opened.block_bytes)
+        assert opened.expanded_bytes > 0 == opened.slice_tokens, (
+            "keys and values are repeated for heads that share them"
+        )
 
 
 def test_an_outline_of_another_config_is_not_read(tmp_path: Path) -> None:
