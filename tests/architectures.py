@@ -88,13 +88,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def save_checkpoint(architecture: str, folder: Path, shard_size: str = "10GB") -> Path:
+def save_checkpoint(architecture: str, folder: Path, shard_size: str = "10GB", **more: Any) -> Path:
     """A random model in the Hub's layout, the same for the same architecture.
 
     Weights are wider than transformers initialises them: logits of different tokens must lie
     further apart than the last bits of float32 arithmetic.
     """
-    settings = COMMON | ARCHITECTURES[architecture]
+    settings = COMMON | ARCHITECTURES[architecture] | more
     config = AutoConfig.for_model(architecture, **settings)
     torch.manual_seed(sum(architecture.encode()))
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

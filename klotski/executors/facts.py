@@ -30,6 +30,7 @@ __all__ = ["gather_facts", "outline_of", "workspace_shape"]
 
 INT = torch.int64.itemsize
 FLOAT = torch.float32.itemsize
+ENDLESS = 1 << 40  # tokens: more than any sequence has
 BEFORE_SCORES = re.compile(r"\.(q|k|v|kv|qkv|query|key|value|query_key_value|Wqkv)(_[ab])?(_proj.*)?\.weight$")
 
 
@@ -57,6 +58,8 @@ def facts_with_cache_blocking(model: OpenModel) -> ModelFacts:
     """The same as on a CPU."""
     text: Any = model.config.get_text_config()
     item = model.shell.dtype.itemsize
+    kept = model.shell.kept
+    moving, staying = ([layer for layer in kept if layer.moves is moves] for moves in (True, False))
     shape = workspace_shape(model)
     experts, top_k, hidden, _ = shape
     heads = text.num_attention_heads * (getattr(text, "head_dim", None) or hidden // text.num_attention_heads)
@@ -73,7 +76,11 @@ def facts_with_cache_blocking(model: OpenModel) -> ModelFacts:
         stored_bytes={block: layout.disk_bytes for block, layout in model.layouts.items()},
         expert_counts=model.shell.expert_counts,
         top_k=top_k,
-        kv_bytes=len(model.shell.layers) * kv_numbers(text) * item,
+        kv_bytes=sum(layer.token_bytes for layer in moving),
+        kv_layer_bytes=max((layer.token_bytes for layer in moving), default=0),
+        window_bytes=sum(layer.token_bytes for layer in staying),
+        window_tokens=max((layer.window or ENDLESS for layer in staying if layer.token_bytes), default=0),
+        state_bytes=sum(layer.state_bytes for layer in kept),
         # The model's input, which its code holds on to; residual, normed input, what an output is added to; the
         # router's logits and probabilities; choices, their weights, and how they are sorted.
         waiting_bytes=4 * item * hidden + experts * (item + 2 * FLOAT) + top_k * (4 * INT + 2 * FLOAT),
@@ -157,17 +164,6 @@ def expansion(text: Any) -> tuple[int, int]:
 def repetition(text: Any) -> int:
     """Elements of keys and values of a token in one layer, repeated for all heads that share them; 0: none do."""
     heads = text.num_attention_heads
-    shared = heads // (getattr(text, "num_key_value_heads", None) or heads)
-    return shared * kv_numbers(text) if shared > 1 else 0
-
-
-def kv_numbers(text: Any) -> int:
-    """Numbers that one layer keeps of one token, at most.
-
-    Sliding windows and linear attention keep less; of latent attention the latents are kept, for all heads.
-    """
-    heads = text.num_attention_heads
-    if rank := getattr(text, "kv_lora_rank", None):
-        return int(rank + text.qk_rope_head_dim + (getattr(text, "index_head_dim", None) or 0))
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    return int(2 * (getattr(text, "num_key_value_heads", None) or heads) * head_dim)
+    if (getattr(text, "num_key_value_heads", None) or heads) == heads:
+        return 0
+    return int(2 * heads * (getattr(text, "head_dim", None) or text.hidden_size // heads))

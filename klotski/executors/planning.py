@@ -245,6 +245,8 @@ def describe(config: RunConfig, outline: Outline, plan: Plan, num_requests: int)
         format_size(plan.budget),
         plan.budget_reason,
     )
+    if config.placement.kv_cache is KvCache.host and plan.rates.link is not None and not plan.kv_slots:
+        logger.warning("placement.kv_cache=host is ignored: sliding windows and states of a model stay on the device")
     if config.placement.attention is Attention.host and not plan.attends_below:
         where = (
             "this model's attention cannot leave the device"

@@ -190,7 +190,7 @@ def make_batches(
             facts.expert_counts,
             routers,
             task.plan.prefill_tokens,
-            facts.kv_bytes,
+            facts.kept_bytes,
             ended,
             spares=task.outline.spares,
             attends_below=task.plan.attends_below,

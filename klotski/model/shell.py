@@ -26,6 +26,7 @@ from klotski.lanes.cuda import to_device
 from klotski.model.attention import use_attention
 from klotski.model.cache import keeps_all_tokens
 from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
+from klotski.model.kept import find_kept
 from klotski.model.rope import install_stateless_rope
 from klotski.model.slices import cut_last_layer, cut_layer, cut_norm
 from klotski.weights.finding import read_config_file
@@ -82,6 +83,7 @@ class Shell:
         self.model.generation_config = GenerationConfig()  # the run's own settings, nobody's defaults
         self.layers, prefix = find_layers(self.model)
         self.experts = [find_experts(layer) for layer in self.layers]
+        self.kept = find_kept(self.model, config)
         self._homes = find_homes(self.model)
         self._prefix = prefix
         self.specs = self._specs()

@@ -287,10 +287,11 @@ class Costs:
         return products + self.facts.num_layers * work.batches * turn
 
     def cache(self, work: Work) -> float:
-        """Seconds in which attention gets keys and values of earlier tokens, in all layers, and expands them."""
+        """Seconds in which attention reads keys, values and states of earlier tokens in all layers and expands them."""
         memory = self.rates.below if self.attends_below else self.rates.memory
         expanding = self.facts.context_flops / (self.rates.dense_share * self.rates.compute)
-        return work.context * (self.facts.kv_bytes / memory + expanding)
+        staying = self.facts.staying_bytes(work.sampled, work.context) / self.rates.memory
+        return work.context * (self.facts.kv_bytes / memory + expanding) + staying
 
     def experts(self, tokens: float, count: float) -> float:
         """Seconds of so many experts, of all layers, over so many tokens, spread in whatever way."""

@@ -94,10 +94,11 @@ def holding(plan: Plan, terms: Terms) -> str:
     looked_at = ", where the cores look at them" if plan.attends_below else ""
     below = f" ({format_size(plan.host_memory['kv_cache'])} are in CPU memory{looked_at})" if plan.kv_slots else ""
     cache = f", of which {plan.cached_slots} are a cache" if plan.cached_slots else ""
+    kept = format_size(plan.memory["kv_cache"] + plan.memory["layer_states"])
     return (
-        f"Of {format_size(plan.budget)} of memory, what sequences have to remember takes "
-        f"{format_size(plan.memory['kv_cache'])}{below}, {plan.dense_slots + plan.expert_slots} slots that blocks are "
-        f"read into take {format_size(slots)}{cache}, and {stays} ({format_size(plan.memory['residents'])})."
+        f"Of {format_size(plan.budget)} of memory, what layers keep of sequences takes {kept}{below}, "
+        f"{plan.dense_slots + plan.expert_slots} slots that blocks are read into take {format_size(slots)}{cache}, and "
+        f"{stays} ({format_size(plan.memory['residents'])})."
     )
 
 

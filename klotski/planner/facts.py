@@ -19,6 +19,9 @@ class ModelFacts:
     is needs `attention_bytes` for each token of the slice that it works on, `score_bytes` for each pair of a
     token and one that it looks at, and `expanded_bytes` for each token that the slice's sequences keep. These are
     with cache blocking, as on a CPU; see `without_cache_blocking`.
+
+    Of each sequence layers of full attention keep all tokens (`kv_bytes`): on the device, or in host memory below it.
+    Others keep on the device a window of tokens (`window_bytes`), or a state (`state_bytes`).
     """
 
     fixed_bytes: int
@@ -26,7 +29,8 @@ class ModelFacts:
     stored_bytes: Mapping[Block, int]  # in files: what an arrival reads
     expert_counts: Sequence[int]
     top_k: int
-    kv_bytes: int  # of a token of context, at most
+    kv_bytes: int  # of a token of context, in all layers of full attention
+    kv_layer_bytes: int  # of these, in the layer that keeps most
     waiting_bytes: int
     workspace_bytes: int
     rows_bytes: int
@@ -40,6 +44,9 @@ class ModelFacts:
     row_bytes: int = 0
     rows: int = 0
     expanded_bytes: int = 0
+    window_bytes: int = 0  # of a token, in all layers that keep `window_tokens` of each sequence
+    window_tokens: int = 0  # at most; as many as there are in a layer that keeps all, but not in host memory
+    state_bytes: int = 0  # of a sequence, in all layers
     repeated_bytes: int = 0  # as `expanded_bytes`, where heads that share keys and values are computed side by side
     attends_anywhere: bool = False  # whether attention may be computed elsewhere than the rest of a layer
     slice_tokens: int = 0  # or one sequence that has more; 0: a batch is worked on as a whole
@@ -55,6 +62,14 @@ class ModelFacts:
         """The facts where a layer works on all tokens of a batch at once, and repeats shared keys and values: a GPU."""
         expanded = self.expanded_bytes + self.repeated_bytes
         return replace(self, slice_tokens=0, expanded_bytes=expanded, repeated_bytes=0)
+
+    def kept_bytes(self, sequences: float, context: float) -> float:
+        """Bytes that layers keep of so many sequences with so many tokens in all, in either tier."""
+        return context * self.kv_bytes + self.staying_bytes(sequences, context)
+
+    def staying_bytes(self, sequences: float, context: float) -> float:
+        """The same in layers of which nothing lies in host memory."""
+        return min(context, sequences * self.window_tokens) * self.window_bytes + sequences * self.state_bytes
 
     @cached_property
     def weight_bytes(self) -> int:

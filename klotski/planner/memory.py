@@ -63,17 +63,29 @@ def needed(terms: Terms, choice: Candidate) -> dict[str, int]:
         "dense_slots": DENSE_SLOTS * facts.largest_dense,
         "expert_slots": choice.expert_slots * facts.largest_expert,
         "kv_cache": kv_cache(terms, choice),
+        "layer_states": layer_states(facts, group, choice.prefill_tokens),
         "workspace": tokens * facts.workspace_bytes + facts.rows_bytes + min(tokens, facts.rows) * facts.row_bytes,
         "activations": activation_bytes(facts, group, tokens, turn),
     }
 
 
 def kv_cache(terms: Terms, choice: Candidate) -> int:
-    """Bytes of keys and values on the device: all of them, or the slots that those of the heaviest batch fit in."""
+    """Bytes of full attention's keys and values on the device: all, or slots that one layer's of any batch fit in."""
     if not choice.kv_slots:
         return terms.demand.group(choice.n_batches, choice.batch_size).context_tokens * terms.facts.kv_bytes
     heaviest = terms.demand.group(1, choice.batch_size).context_tokens
-    return choice.kv_slots * -(-heaviest * terms.facts.kv_bytes // terms.facts.num_layers)
+    return choice.kv_slots * heaviest * terms.facts.kv_layer_bytes
+
+
+def layer_states(facts: ModelFacts, group: Group, prefill_tokens: int) -> int:
+    """Bytes of the heap for windows of tokens and for states, which are on the device wherever keys and values are.
+
+    A window is a view of what a batch's last step left: until a batch decodes, that is all of the chunk that it has
+    read. The batches of one sweep's chunks have not all decoded when those of the next sweep's come.
+    """
+    chunks = min(group.context_tokens, 2 * prefill_tokens)
+    tokens = min(group.context_tokens, group.sequences * facts.window_tokens + chunks)
+    return int(HEAP * (tokens * facts.window_bytes + group.sequences * facts.state_bytes))
 
 
 def kv_places(terms: Terms, choice: Candidate) -> int:

@@ -82,7 +82,7 @@ class Plan:
     @property
     def lasting_memory(self) -> int:
         """Bytes of the device tier that are taken before the first sweep, and kept: all but activations and caches."""
-        passing = {"runtime", "activations"} | ({"kv_cache"} if not self.kv_slots else set())
+        passing = {"runtime", "activations", "layer_states"} | ({"kv_cache"} if not self.kv_slots else set())
         return sum(nbytes for use, nbytes in self.memory.items() if use not in passing)
 
     @property

@@ -156,9 +156,9 @@ def candidates(terms: Terms, slots: Sequence[int], sizes: Sequence[int] = SIZES)
 def ways_of_caches(terms: Terms) -> list[tuple[int, bool]]:
     """Slots for keys and values that move (0: they are on the device), and whether attention goes to them instead.
 
-    What was wished for, if there is a choice.
+    What was wished for, if there is a choice: without a GPU, or without layers of full attention, there is none.
     """
-    if terms.rates.link is None:
+    if terms.rates.link is None or not terms.facts.kv_bytes:
         return [(0, False)]
     places = [(0, False), (KV_SLOTS, False), (KV_SLOTS, True)]
     if (moves := terms.wishes.kv_moves) is not None:

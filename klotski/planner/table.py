@@ -20,6 +20,7 @@ USES = {
     "dense_slots": "slots for dense parts",
     "expert_slots": "slots for experts",
     "kv_cache": "cached keys and values",
+    "layer_states": "sliding windows and recurrent states",
     "workspace": "experts' inputs and outputs",
     "activations": "activations",
     "residents": "blocks that stay",

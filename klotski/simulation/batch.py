@@ -12,7 +12,8 @@ class SyntheticBatch:
     """Requests that are decoded together to their greatest length; see `pipeline.Batch`.
 
     Prompts are padded to the longest, and read at most `prefill_tokens` at a time. `spares`: the last layer
-    only keeps keys and values of all tokens but a prompt's last. `kv_bytes`: of a token, in all layers.
+    only keeps keys and values of all tokens but a prompt's last. `kept_bytes`: what layers keep of so many sequences
+    with so many tokens in all.
     `attends_below`: whether attention of new tokens is computed where keys and values are, elsewhere. `on_end` hears
     of each request once it has its last token.
     """
@@ -27,7 +28,7 @@ class SyntheticBatch:
         experts: Sequence[int],
         routers: Routers,
         prefill_tokens: int,
-        kv_bytes: int,
+        kept_bytes: Callable[[int, int], float],
         on_end: Callable[[Request], None],
         *,
         spares: bool,
@@ -46,7 +47,7 @@ class SyntheticBatch:
         self._requests = requests
         self._experts = experts
         self._routers = routers
-        self._kv_bytes = kv_bytes
+        self._kept_bytes = kept_bytes
         self._on_end = on_end
         self._spares = spares
         self._attends_below = attends_below
@@ -83,8 +84,10 @@ class SyntheticBatch:
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes of its KV cache."""
-        return 0 if self.is_finished else self.sequences * self.seen * self._kv_bytes
+        """Bytes of its KV cache and states."""
+        if self.is_finished or not self.seen:
+            return 0
+        return int(self._kept_bytes(self.sequences, self.sequences * self.seen))
 
     def resume(self) -> None:
         """Go on to the next stop, or to the end."""

@@ -46,7 +46,7 @@ class Durations:
                     return self._costs.attention(Work(operation.tokens, 0, 1, 0)) / 2 / self._layers
                 context = batch.sequences * batch.seen
                 pairs = batch.layer_pairs if batch.is_prefilling else 0  # others' are looked up, which sets their pace
-                work = Work(operation.tokens, 0, 1, context, pairs)
+                work = Work(operation.tokens, batch.sequences, 1, context, pairs)
                 return (self._costs.attention(work) + self._costs.cache(work)) / self._layers
             case Compute.PROJECT:
                 return self._costs.attention(Work(operation.tokens, 0, 1, 0)) / 2 / self._layers

@@ -111,7 +111,7 @@ def test_the_cores_compute_experts_that_lie_below(architecture: str, strategy: s
 def test_experts_that_stay_are_multiplied_at_once(architecture: str, tmp_path: Path) -> None:
     """Some stay, and the others are computed as they arrive."""
     model = save_checkpoint(architecture, tmp_path / "model")
-    budget = ["hw.device_memory=1.6MB", "hw.host_memory=20MB", "pipeline.n_batches=3", "pipeline.batch_size=2"]
+    budget = ["hw.device_memory=1.7MB", "hw.host_memory=20MB", "pipeline.n_batches=3", "pipeline.batch_size=2"]
     run_on(DelayedDevice(1), tmp_path, model, *budget, "pipeline.expert_slots=2", "pipeline.prefill_tokens=32")
     assert read_results(tmp_path) == plain_generate(model, REQUESTS)
     spans = [line for line in read_lines(tmp_path / "events.jsonl") if line["event"] == "span"]

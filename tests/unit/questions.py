@@ -61,6 +61,7 @@ def model(experts: Sequence[int] = (4, 4), dense: int = 1000, expert: int = 500,
         expert_counts=experts,
         top_k=2,
         kv_bytes=1,
+        kv_layer_bytes=1,
         waiting_bytes=1,
         workspace_bytes=1,
         rows_bytes=1,
@@ -73,7 +74,8 @@ def model(experts: Sequence[int] = (4, 4), dense: int = 1000, expert: int = 500,
         expert_flops=1000,
         head_flops=1000,
     )
-    return replace(facts, **more)
+    facts = replace(facts, **more)
+    return replace(facts, kv_layer_bytes=-(-facts.kv_bytes // facts.num_layers))
 
 
 @st.composite
@@ -93,6 +95,10 @@ def models(draw: st.DrawFn) -> ModelFacts:
         expert_counts=experts,
         top_k=draw(st.integers(1, 4)),
         kv_bytes=draw(small),
+        kv_layer_bytes=draw(small),
+        window_bytes=draw(st.integers(0, 500)),
+        window_tokens=draw(st.integers(0, 60)),
+        state_bytes=draw(st.sampled_from([0, 100, 10_000])),
         waiting_bytes=draw(small),
         workspace_bytes=workspace,
         spare_bytes=draw(st.integers(0, workspace) | st.just(200_000)),

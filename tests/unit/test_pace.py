@@ -35,7 +35,9 @@ def sweeps_of(prompt: int, output: int, batches: int, size: int, n: int, prefill
 
     def batch(index: int) -> SyntheticBatch:
         requests = [Request(str(number), (1,) * prompt, output, number) for number in range(size)]
-        return SyntheticBatch(index, requests, [0], routers, prefill_tokens, 1, lambda request: None, spares=False)
+        return SyntheticBatch(
+            index, requests, [0], routers, prefill_tokens, lambda *_: 0, lambda request: None, spares=False
+        )
 
     compute = VirtualComputeLane("compute", Sink(), clock, lambda operation: 1.0)
     each = (batch(index) for index in range(batches))

@@ -41,6 +41,8 @@ def test_an_accepted_plan_keeps_within_its_budget(question: Question, share: flo
     assert plan.sequences == demand.group(plan.n_batches, plan.batch_size).sequences
     group = demand.group(plan.n_batches, plan.batch_size)
     assert plan.memory["kv_cache"] == group.context_tokens * facts.kv_bytes
+    windows = min(group.context_tokens, group.sequences * facts.window_tokens) * facts.window_bytes
+    assert plan.memory["layer_states"] >= windows + group.sequences * facts.state_bytes
 
 
 @given(QUESTIONS, SHARES)

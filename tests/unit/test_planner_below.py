@@ -51,6 +51,19 @@ def test_a_large_device_keeps_them() -> None:
     assert large.host_memory["kv_cache"] == 0
 
 
+def test_windows_and_states_stay_on_the_device_wherever_keys_and_values_are() -> None:
+    """What does not stay moves; where nothing else is kept, nothing does, even if that is what was asked for."""
+    facts = replace(FACTS, window_bytes=10**4, window_tokens=16, state_bytes=10**5)
+    for wished in (True, False):
+        terms = Terms(facts, MANY, Budget(10**9, "test", host=10**11), Wishes(kv_moves=wished), GPU)
+        found = make_plan(terms)
+        assert found.memory["layer_states"] >= found.sequences * (16 * 10**4 + 10**5)
+        assert bool(found.kv_slots) == wished
+        only = make_plan(terms._replace(facts=replace(facts, kv_bytes=0, kv_layer_bytes=0)))
+        assert (only.kv_slots, only.memory["kv_cache"], only.host_memory["kv_cache"]) == (0, 0, 0)
+        assert only.memory["layer_states"] >= only.sequences * (16 * 10**4 + 10**5)
+
+
 def test_attention_goes_to_keys_and_values_where_the_cores_read_faster_than_the_link_brings() -> None:
     facts = replace(FACTS, attends_anywhere=True, kv_bytes=10 * FACTS.kv_bytes)
     long = Demand([(256, 128)] * 512)

@@ -31,6 +31,7 @@ def shape(
         expert_counts=experts,
         top_k=top_k,
         kv_bytes=2 * len(dense) * kv,
+        kv_layer_bytes=2 * kv,
         waiting_bytes=8 * hidden + 10 * max(experts),
         workspace_bytes=2 * hidden * (2 + top_k),
         spare_bytes=2 * hidden * top_k,

@@ -37,7 +37,7 @@ def batch(
         EXPERTS,
         DrawnRouters(EXPERTS, 2),
         prefill,
-        10,
+        lambda sequences, context: 10 * context,
         lambda each: heard.append(str(each.id)),
         spares=True,
         attends_below=attends_below,

@@ -523,6 +523,7 @@ FACTS = ModelFacts(
     expert_counts=[1],
     top_k=1,
     kv_bytes=0,
+    kv_layer_bytes=0,
     waiting_bytes=0,
     workspace_bytes=0,
     rows_bytes=0,
