@@ -17,6 +17,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "WorkloadError",
+    "first_line",
 ]
 
 
@@ -46,3 +47,9 @@ class WorkloadError(KlotskiError):
 
 class OutputError(KlotskiError):
     """The run's folder cannot be written; the message names the file."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or else the error's kind: for use in a sentence."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__).rstrip(". ")

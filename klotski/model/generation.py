@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
 
+from klotski.errors import first_line
 from klotski.model.sampling import ALWAYS, WHEN_SAMPLED, Decoding
 
 __all__ = ["read_decoding"]
@@ -71,8 +72,7 @@ def read_file(folder: Path) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(folder)
     except Exception as error:  # a damaged file is no reason not to run: its settings are, after all, defaults
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        logger.warning("%s could not be read and is ignored: %s", folder / FILE, reason)
+        logger.warning("%s could not be read and is ignored: %s", folder / FILE, first_line(error))
         return None
 
 

@@ -4,7 +4,8 @@ The model's code is run on the meta device, over one token and over two. Sizes c
 few milliseconds a layer, and no config's names have to be known.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_utils import PreTrainedModel
 
-from klotski.errors import ModelError
+from klotski.errors import ModelError, first_line
 from klotski.model.experts import ExpertsCall
 from klotski.model.handover import Handover
 
@@ -45,7 +46,7 @@ def find_kept(model: PreTrainedModel, config: PreTrainedConfig) -> list[Kept]:
         one, two = (run_on_meta(model, DynamicCache(config=config), tokens) for tokens in (1, 2))
     except Exception as error:
         raise ModelError(
-            f"{config.model_type}: its code fails on two tokens ({str(error).splitlines()[0]}); check config.json"
+            f"{config.model_type}: its code fails on two tokens ({first_line(error)}); check config.json"
         ) from error
     return [compare(*layers) for layers in zip(one.layers, two.layers, strict=True)]
 
@@ -53,9 +54,23 @@ def find_kept(model: PreTrainedModel, config: PreTrainedConfig) -> list[Kept]:
 def run_on_meta(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> DynamicCache:
     """Let a model's code fill a cache with one sequence of so many tokens."""
     ids = torch.ones((1, tokens), dtype=torch.long, device="meta")
-    with torch.device("meta"), torch.no_grad(), _NoValues():
+    with torch.device("meta"), torch.no_grad(), _NoValues(), unchanged(model):
         _Probe(model, input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).switch()
     return cache
+
+
+@contextmanager
+def unchanged(model: PreTrainedModel) -> Iterator[None]:
+    """Leave no trace of a forward in a model's modules: rotary embeddings keep frequencies, here without values."""
+    before = [(module, dict(vars(module)), dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in before:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
 
 
 def compare(one: Any, two: Any) -> Kept:

@@ -9,11 +9,12 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from klotski.core import FIXED, Block
+from klotski.errors import first_line
 from klotski.model.generation import read_decoding
 from klotski.model.naming import locate
 from klotski.model.rope import context_length
 from klotski.model.sampling import Decoding
-from klotski.model.shell import Shell, first_line, read_config
+from klotski.model.shell import Shell, read_config
 from klotski.weights.checkpoint import Checkpoint
 from klotski.weights.dummy import lay_out_dummy
 from klotski.weights.finding import has_adapter

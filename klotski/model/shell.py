@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
 from klotski.core import FIXED, Block
-from klotski.errors import ModelError
+from klotski.errors import ModelError, first_line
 from klotski.lanes.cuda import to_device
 from klotski.model.attention import use_attention
 from klotski.model.cache import keeps_all_tokens
@@ -208,11 +208,6 @@ def is_home(model: nn.Module, name: str, module: nn.Module, attribute: str) -> b
     """Whether a parameter of this name is that attribute of that module."""
     owner, _, last = name.rpartition(".")
     return last == attribute and model.get_submodule(owner) is module
-
-
-def first_line(error: Exception) -> str:
-    """An error's message without what follows its first line, or its kind if it has none."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def kept_dtype(model: PreTrainedModel, name: str, dtype: torch.dtype) -> torch.dtype:

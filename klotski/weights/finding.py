@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from klotski.errors import CheckpointError
+from klotski.errors import CheckpointError, first_line
 from klotski.weights.quantization import refuse_quantized
 
 __all__ = [
@@ -174,5 +174,4 @@ def download(path: str, patterns: list[str]) -> Path:
     except HFValidationError as error:
         raise NotFetchedError("is neither a folder nor a hub id") from error
     except Exception as error:  # the Hub's client raises whatever its transport does
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NotFetchedError(f"is not a folder here and could not be fetched ({reason})") from error
+        raise NotFetchedError(f"is not a folder here and could not be fetched ({first_line(error)})") from error

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from klotski.errors import WorkloadError
+from klotski.errors import WorkloadError, first_line
 from klotski.workload.lines import Line
 
 __all__ = ["apply_template"]
@@ -29,7 +29,7 @@ def apply_template(tokenizer: Any, line: Line) -> list[int]:
     try:
         template = tokenizer.get_chat_template(tools=line.tools)
     except Exception as error:  # several templates, and none that is the default
-        raise WorkloadError(f"no chat template can be chosen: {first_sentence(error)}") from error
+        raise WorkloadError(f"no chat template can be chosen: {first_line(error)}") from error
     messages = [prepare(index, message, template) for index, message in enumerate(line.messages or ())]
     if not messages:
         return []
@@ -40,7 +40,7 @@ def apply_template(tokenizer: Any, line: Line) -> list[int]:
     try:
         encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **extra)
     except Exception as error:  # roles that do not alternate, say, or whatever the template's code runs into
-        raise WorkloadError(f"the chat template refuses the messages: {first_sentence(error)}") from error
+        raise WorkloadError(f"the chat template refuses the messages: {first_line(error)}") from error
     return list(encoded["input_ids"])
 
 
@@ -93,8 +93,3 @@ def check_place(template: str | None, name: str) -> None:
     """Refuse what a template does not read. `template`: None where only the number of tokens is wanted."""
     if template is not None and not re.search(rf"\b{re.escape(name)}\b", template):
         raise WorkloadError(f"the chat template has no place for {name}")
-
-
-def first_sentence(error: Exception) -> str:
-    """The first line of an error's message, or its kind if it has none."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

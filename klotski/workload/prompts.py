@@ -17,9 +17,9 @@ import msgspec
 
 from klotski.assets import BUNDLED, PROMPTS
 from klotski.core import Request
-from klotski.errors import WorkloadError
+from klotski.errors import WorkloadError, first_line
 from klotski.schema import JsonlWorkload, SyntheticWorkload, WorkloadConfig
-from klotski.workload.chats import apply_template, first_sentence
+from klotski.workload.chats import apply_template
 from klotski.workload.lines import Ids, Line, Noise, read_line
 
 __all__ = ["Encoder", "RoughTokenizer", "load_requests"]
@@ -104,7 +104,7 @@ class Encoder:
         try:
             return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
         except Exception as error:  # the tokens are there all the same
-            logger.warning("a result has no text: the tokenizer cannot decode it (%s)", first_sentence(error))
+            logger.warning("a result has no text: the tokenizer cannot decode it (%s)", first_line(error))
             return ""
 
     def _tokens(self, line: Line) -> Sequence[int]:
@@ -117,7 +117,7 @@ class Encoder:
         try:
             return list(self.tokenizer.encode(line.prompt, verbose=False))
         except Exception as error:  # a tokenizer is the checkpoint's own code
-            raise WorkloadError(f"the tokenizer refuses the prompt: {first_sentence(error)}") from error
+            raise WorkloadError(f"the tokenizer refuses the prompt: {first_line(error)}") from error
 
 
 def load_requests(workload: WorkloadConfig, encoder: Encoder, on_error: OnError) -> list[Request]:
