@@ -182,9 +182,11 @@ class Costs:
         life = pieces + group.output_tokens - 1
         waves, last = divmod(batches - 1, in_group)
         starts = -(-in_group // at_once) * pieces  # sweeps in which a group begins
+        if life < starts:  # places in the group are free again before prompts have their turn: no batch waits for one
+            waves, last = 0, batches - 1
         begun = last // at_once * pieces  # before the last batch
-        sweeps = waves * max(life, starts) + begun + life
-        reading = min(waves * starts + begun + pieces, sweeps)
+        sweeps = waves * life + begun + life
+        reading = waves * starts + begun + pieces
         decoding = len(demand.lengths) * (group.output_tokens - 1) / sweeps  # tokens of a sweep, on average
         prompt = batches * prompts / reading * (1 - spared)
         context = decoding * max(0.0, group.context_tokens / group.sequences - group.output_tokens / 2)
