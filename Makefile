@@ -25,8 +25,11 @@ monitor: setup ## watch the newest run, or ARGS=RUN
 test: lint ## everything that has to hold
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
+test-examples: setup ## new random examples for the property tests, EXAMPLES=20 times as many as in `make test`
+	EXAMPLES=$(or $(EXAMPLES),20) $(BIN)/pytest -n 2 -m 'hypothesis and not slow'
+
 test-slow: setup ## random schedules over three tiers, a thousand and a hundred, and the paper's tables predicted; an hour
-	$(BIN)/pytest -m slow -n 2
+	EXAMPLES=1 $(BIN)/pytest -m slow -n 2
 
 test-oldest: $(VENV)-oldest/.ready ## all tests on the oldest torch and transformers that are allowed; downloads gigabytes of CUDA
 	$(VENV)-oldest/bin/pytest -n 2 --dist loadscope --no-loadscope-reorder
@@ -83,4 +86,4 @@ format: setup ## lay the code out as the linter wants it
 clean: ## remove what was built here; runs in outputs/ stay
 	rm -rf $(VENV) $(VENV)-oldest dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup run monitor test test-slow test-oldest test-gpu bench-models bench bench-ablation bench-planner bench-prediction bench-gpu bench-monitor shapes outlines lint format clean
+.PHONY: help setup run monitor test test-examples test-slow test-oldest test-gpu bench-models bench bench-ablation bench-planner bench-prediction bench-gpu bench-monitor shapes outlines lint format clean

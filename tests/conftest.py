@@ -5,8 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from klotski.executors import rates
+
+# The same examples in every run of the tests, so that none fails where the one before passed. `make test-examples`
+# looks for new ones: random, and `EXAMPLES` times as many.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("exploring", derandomize=False, print_blob=True)
+settings.load_profile("exploring" if "EXAMPLES" in os.environ else "repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """Small stand-ins for what surrounds the pipeline: a sink, a clock, a late disk, batches, a store."""
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
@@ -36,7 +37,8 @@ Counts = tuple[int, ...] | None
 
 
 def examples(count: int) -> settings:
-    """So many random examples; a busy machine is no reason to fail."""
+    """`count` examples, or `EXAMPLES` times as many (`make test-examples`); a busy machine is no reason to fail."""
+    count *= int(os.environ.get("EXAMPLES", "1"))
     return settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
