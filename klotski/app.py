@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from klotski import schema
 from klotski.errors import KlotskiError
-from klotski.refusals import explain
+from klotski.refusals import check_paths, explain
 from klotski.shutdown import CleanUp, interrupted_by_signals
 
 if TYPE_CHECKING:
@@ -53,7 +53,11 @@ def main() -> int:
             raise
 
     try:
+        check_paths(sys.argv[1:])
         job()
+    except KlotskiError as error:
+        print(error, file=sys.stderr)
+        return 1
     except BrokenPipeError:  # `klotski --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

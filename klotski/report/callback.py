@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from klotski.errors import KlotskiError
 
@@ -30,8 +31,8 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """No job has begun."""
         jobs = count_jobs([*config.hydra.overrides.task, *params(config)])
-        folder = Path(config.hydra.sweep.dir)
-        with suppress(OSError):  # of which the first job tells
+        with suppress(OSError, OmegaConfBaseException):  # of which the first job tells
+            folder = Path(config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "sweep.json").write_text(json.dumps({"jobs": jobs}) + "\n")
 

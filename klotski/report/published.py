@@ -100,7 +100,7 @@ def print_comparison(comparisons: Sequence[Comparison]) -> None:
         predicted = (write(rate, each.published) for rate in (each.theirs, each.ours))
         figures = [f"{each.published:.3g}", *(cell for cells in predicted for cell in cells)]
         table.add_row(each.source, *map(str, each.key), *figures)
-    console = Console(width=200, soft_wrap=True, highlight=False)
+    console = Console(width=200, soft_wrap=True, highlight=False, markup=False, emoji=False)
     console.print(table)
     ratios = [each.theirs / each.published for each in comparisons if each.theirs]
     if ratios:

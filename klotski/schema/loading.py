@@ -79,7 +79,7 @@ def load(composed: DictConfig) -> RunConfig:
     try:
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
-        raise explain(error) from error
+        raise explain(error, overrides()) from error
     assert isinstance(config, RunConfig)
     for key, siblings in unknown_keys(composed, config):
         raise ConfigError(f"{key} is not a setting; {did_you_mean(key.rpartition('.')[2], siblings)}")
@@ -107,9 +107,15 @@ def save(composed: DictConfig, folder: Path) -> None:
 
 def is_overridden(key: str) -> bool:
     """Whether the command line sets a key itself, and not the option of its group."""
+    return any(text.lstrip("+").partition("=")[0] == key for text in overrides())
+
+
+def overrides() -> list[str]:
+    """What the command line sets, as it was written; nothing where Hydra was not started by it."""
     if not HydraConfig.initialized():
-        return False
-    return any(text.lstrip("+").partition("=")[0] == key for text in HydraConfig.get().overrides.task)
+        return []
+    task: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    return [str(text) for text in task]
 
 
 def check(config: RunConfig) -> None:

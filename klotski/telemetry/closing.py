@@ -10,6 +10,8 @@ from klotski.units import format_size
 
 __all__ = ["print_summary"]
 
+WIDTH = 1000  # characters, more than any line has: a terminal may wrap a path, but it is one line to copy
+
 
 def print_summary(metrics: dict[str, Any], num_errors: int, folder: Path) -> None:
     """A short table on standard output, and where the files are."""
@@ -29,4 +31,5 @@ def print_summary(metrics: dict[str, Any], num_errors: int, folder: Path) -> Non
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(soft_wrap=True, highlight=False).print(table)
+    console = Console(width=WIDTH, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console.print(table)

@@ -1,16 +1,23 @@
 """What cannot be meant is refused in one sentence that names the setting and says what exists."""
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from klotski import app, schema
+from klotski.assets import TINY
 from klotski.errors import ConfigError
-from klotski.refusals import explain
-from tests.cli.process import only_sentence, run_klotski
+from klotski.refusals import advise, check_paths, explain
+from tests.cli.process import only_sentence, run_klotski, run_python, short_requests
+from tests.engine import read_lines
 
 GROUPS = ["executor", "hw", "model", "pipeline", "placement", "workload"]
 PIPELINE = ["n_batches", "batch_size", "prefill_tokens", "prefetch", "hot_experts", "on_demand", "order"]
@@ -182,6 +189,89 @@ def test_an_override_that_is_none(override: str) -> None:
     assert "GROUP=OPTION" in sentence
 
 
+ODD = [
+    "=",
+    ",",
+    "'",
+    '"',
+    " ",
+    "(",
+    ")",
+    "{",
+    "}",
+    "[",
+    "]",
+    "$",
+    "#",
+    "\\",
+    "\\\\",
+    "é",
+    "~",
+    ":",
+    ";",
+    "&",
+    "!",
+    "|",
+    "*",
+    "?",
+]
+NAMES = [
+    *(f"/data/a{character}b" for character in ODD),
+    *ODD,
+    *(f"/data/{character}" for character in ODD),
+    *(
+        "a=b, c",
+        "${x}",
+        "a${",
+        "\\${x}",
+        "\\\\${now:%Y}",
+        "${a ${b}}",
+        'it\'s "so"',
+        "1_000",
+        "1e3",
+        "null",
+        "true",
+        "[a]",
+        "{a:b}",
+    ),
+    *("glob(*)", "choice(a,b)", "range(1,2)", " a ", "a\tb", "日本"),
+]
+
+
+def value_of(override: str, key: str) -> Any:
+    """What Hydra reads for a key."""
+    group = ["workload=jsonl"] * key.startswith("workload")
+    schema.register(app.config_folder())
+    with initialize_config_dir(version_base="1.3", config_dir=str(app.config_folder())):
+        config = compose("config", overrides=[*group, override], return_hydra_config=True)
+    value: Any = config
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_the_form_that_is_advised_is_read_as_the_path_that_was_meant_also_by_the_jobs_of_a_sweep(path: str) -> None:
+    (argument,) = shlex.split(advise("write", f"model.path={path}").removeprefix("write "))
+    check_paths([argument])
+    assert value_of(argument, "model.path") == path
+    override = OverridesParser.create().parse_override(argument)
+    assert not override.is_sweep_override()
+    of_a_job = f"{override.get_key_element()}={override.get_value_element_as_str()}"
+    assert value_of(of_a_job, "model.path") == path
+
+
+@pytest.mark.parametrize(
+    "key", ["workload.path", "history", "model.shape", "hw.gpu", "hydra.run.dir", "hydra.sweep.dir"]
+)
+@pytest.mark.parametrize("value", ["a=b", "{a", "a#b", "é", "~/a", "(a)", "a'b"])
+def test_a_value_that_is_no_override_is_advised_in_a_form_that_is_one(key: str, value: str) -> None:
+    sentence = refusal(f"{key}={value}")
+    assert sentence.startswith(f"'{key}={value}' is not an override")
+    argument = shlex.split(sentence.rpartition(" as ")[2])[0]
+    assert value_of(argument, key) == value
+
+
 @pytest.mark.parametrize("override", ["pipeline=null", "model=5", "+experiment=null", "workload=1.5"])
 def test_an_option_that_is_not_a_name(override: str) -> None:
     assert refusal(override).startswith(f"{override.lstrip('+')} is not an option")
@@ -196,9 +286,100 @@ def test_several_values_outside_a_sweep(tmp_path: Path) -> None:
     assert sentence == "pipeline=sequential,overlap is more than one value; add -m for one run with each"
 
 
-@pytest.mark.parametrize("value", ["${nowhere.at_all}", "${oc.env:SURELY_NOT_SET}", "${workload.path}"])
-def test_a_reference_that_leads_nowhere(value: str) -> None:
-    assert refusal(f"workload.path={value}").startswith("workload.path")
+@pytest.mark.parametrize(
+    ("overrides", "key", "value"),
+    [
+        (("model.path=/data/a,b",), "model.path", "/data/a,b"),
+        (("hw.device_memory=1GB,2GB",), "hw.device_memory", "1GB,2GB"),
+        (("model.path=choice(a,b)",), "model.path", "choice(a,b)"),
+        (("-m", "hydra.sweep.dir=a, b"), "hydra.sweep.dir", "a, b"),
+    ],
+)
+def test_several_values_that_may_be_meant_as_one(
+    overrides: tuple[str, ...], key: str, value: str, tmp_path: Path
+) -> None:
+    sentence = only_sentence(run_klotski(*overrides, cwd=tmp_path))
+    assert sentence.startswith(f"{key}={value} is more than one value")
+    assert value_of(shlex.split(sentence.rpartition(" write ")[2])[0], key) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        ("${nowhere.at_all}", "${nowhere.at_all}"),
+        ("${oc.env:SURELY_NOT_SET}", "${oc.env:SURELY_NOT_SET}"),
+        ("${workload.path}", "${workload.path}"),
+        ('"a b${"', "a b${"),
+    ],
+)
+def test_a_reference_that_leads_nowhere_may_be_meant_as_a_name(value: str, meant: str) -> None:
+    override = f"workload.path={value}"
+    with pytest.raises((HydraException, OmegaConfBaseException)) as error:
+        value_of(override, "workload.path")
+    sentence = str(explain(error.value, ["hw=auto", override]))
+    assert sentence.startswith("workload.path: ")
+    assert value_of(shlex.split(sentence.rpartition(" write ")[2])[0], "workload.path") == meant
+
+
+@pytest.mark.parametrize("key", ["model.path", "workload.path", "history", "hydra.run.dir", "hydra.sweep.dir"])
+@pytest.mark.parametrize("name", ["a,b", "choice(a,b)", "a\\ b", "1_000", "1e3", "true", "null", "[a]", "{a: b}"])
+def test_a_path_that_is_there_and_would_be_misread(
+    key: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(ConfigError) as error:
+        check_paths(["-m", f"{key}={name}"])
+    argument = shlex.split(str(error.value).rpartition(" write ")[2])[0]
+    check_paths([argument])
+    assert value_of(argument, key) == name
+
+
+@pytest.mark.parametrize(
+    "override", ["model.path=a,b", "model.path=a\\ b", "model.path='a'", "workload.limit=1_000", "-m"]
+)
+def test_what_is_escaped_quoted_or_swept_over_is_read_by_hydras_rules(
+    override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_paths([override])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [r'hydra.run.dir="\${now:%Y}"', r'hydra.sweep.dir="a\${b}"', "hydra.run.dir=a${b}", "hydra.sweep.dir=${b}"],
+)
+def test_a_runs_folder_has_no_reference_in_its_name(override: str, tmp_path: Path) -> None:
+    arguments = ["-m"] * ("sweep" in override)
+    sentence = only_sentence(run_klotski(*arguments, override, "dry_run=true", cwd=tmp_path))
+    assert sentence.startswith("a run's folder cannot have ${ in its path")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_a_folder_with_a_reference_in_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a${b}"
+    folder.mkdir()
+    assert "cannot have ${ in its path" in only_sentence(run_klotski("dry_run=true", cwd=folder))
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m"]])
+def test_all_paths_of_a_run_may_have_any_characters(arguments: list[str], tmp_path: Path) -> None:
+    odd = tmp_path / "".join(character for character in ODD)
+    shutil.copytree(TINY, odd / "model")
+    requests = short_requests(odd / "requests [red] :x:.jsonl", 2)
+    run = odd / "run [" / "red]"  # which rich would take for markup
+    key = "hydra.sweep.dir" if arguments else "hydra.run.dir"
+    paths = {"model.path": odd / "model", "workload.path": requests, "history": odd / "history", key: run}
+    words = " ".join(advise("", f"{name}={path}") for name, path in paths.items())
+    command = f"{shlex.quote(sys.executable)} -m klotski model=custom workload=jsonl {words} {' '.join(arguments)}"
+    finished = run_python(
+        "-c", f'import subprocess, sys; sys.exit(subprocess.call(["sh", "-c", {command!r}]))', cwd=tmp_path
+    )
+    assert finished.status == 0, finished.err
+    files = run / "0" if arguments else run
+    assert len(read_lines(files / "results.jsonl")) == 2
+    assert str(files) in finished.out
+    assert sorted(each.name for each in odd.iterdir()) == sorted(["model", requests.name, "history", "run ["])
 
 
 @pytest.mark.parametrize(
