@@ -118,7 +118,9 @@ class CudaDevice:
         self._pinned: dict[int, Callable[[], object]] = {}  # by its address, what unpins memory
 
     def memory(self) -> tuple[int, str] | None:
-        """What is free now."""
+        """What is free, once what an earlier job of a sweep has left is given back: torch's cache, and its limit."""
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0, self.place)
         free, _ = torch.cuda.mem_get_info(self.place)
         return int(SHARE * free), f"{SHARE:.0%} of the {free / 1e9:.1f}GB that are free on {self.place}"
 

@@ -12,6 +12,7 @@ from klotski.planner.hardware import (
     peak_memory,
     process_budget,
     process_memory,
+    reset_peak_memory,
     runtime_memory,
 )
 from klotski.planner.placement import first_blocks, placement_order
@@ -42,6 +43,7 @@ __all__ = [
     "placement_order",
     "process_budget",
     "process_memory",
+    "reset_peak_memory",
     "runtime_memory",
     "show_plan",
 ]

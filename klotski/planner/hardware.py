@@ -4,6 +4,7 @@ import os
 import re
 import resource
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -22,10 +23,12 @@ __all__ = [
     "peak_memory",
     "process_budget",
     "process_memory",
+    "reset_peak_memory",
     "runtime_memory",
 ]
 
 STATUS = Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
 SHARE = 0.8  # of free memory; the rest is the page cache's and other programs'
 VENDOR = r"(?:NVIDIA |Tesla )*"
 FORM = r"(?:[- ](?:PCIE|SXM\d?|NVL|HBM\d\w?|\d+GB))*"  # of a card, and its memory; any other word is another card
@@ -109,8 +112,14 @@ def process_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def reset_peak_memory() -> None:
+    """Forget what the process has taken at most, as an earlier job of a sweep; where only Linux can, and may."""
+    with suppress(OSError):
+        CLEAR.write_text("5")  # proc(5): resets VmHWM
+
+
 def peak_memory() -> int:
-    """Bytes that the process has taken at most."""
+    """Bytes that the process has taken at most since `reset_peak_memory`."""
     # Linux passes the peak that getrusage tells on to a program that a larger one starts.
     if STATUS.exists():
         lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from klotski.executors.devices import CudaDevice
 from tests.card import Card
 from tests.card.streams import CurrentStream, Stream
 
@@ -17,6 +18,14 @@ def test_numbers_are_there_for_who_waits() -> None:
         assert not card.waits
         assert product.tolist() == [[8.0, 8.0]] * 3
         assert len(card.waits) == 1
+
+
+def test_the_limit_of_an_earlier_run_is_not_the_next_ones() -> None:
+    with Card():
+        device = CudaDevice()
+        free = device.memory()
+        device.limit(1000, 0)
+        assert device.memory() == free
 
 
 def test_two_streams_at_the_same_bytes_are_a_race_whoever_was_first() -> None:

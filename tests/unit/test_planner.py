@@ -311,6 +311,22 @@ def test_the_process_has_taken_what_it_takes_and_will_take_some_more() -> None:
     assert peak_memory() >= own * 0.9
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems never forget a process's peak")
+def test_what_an_earlier_job_has_taken_at_most_is_forgotten() -> None:
+    say = (
+        "from klotski.planner import peak_memory, reset_peak_memory, process_memory\n"
+        "large = bytearray(b'1') * 400_000_000\n"
+        "del large\n"
+        "before = peak_memory()\n"
+        "reset_peak_memory()\n"
+        "print(before, peak_memory(), process_memory())"
+    )
+    said = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True).stdout
+    before, after, now = map(int, said.split())
+    assert before > 400_000_000
+    assert after < now + 50_000_000
+
+
 def test_a_process_that_a_larger_one_started_tells_its_own_peak() -> None:
     large = b"\1" * 400_000_000
     say = "from klotski.planner import peak_memory; print(peak_memory())"
