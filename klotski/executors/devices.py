@@ -1,7 +1,6 @@
 """Where arithmetic happens: in CPU memory, or on a GPU with CPU memory below it."""
 
 import logging
-import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,11 +10,10 @@ import torch
 from klotski.core import LaneName
 from klotski.lanes import PIECE, Clock, InlineLane, Lane, SpanSink
 from klotski.lanes.cuda import CudaClock, CudaComputeLane, CudaLane, pin
-from klotski.planner.hardware import granted_cores, is_gpu
-from klotski.units import parse_count
+from klotski.planner.hardware import is_gpu
 from klotski.weights.memory import allocate
 
-__all__ = ["CpuDevice", "CudaDevice", "Device", "find_device", "find_gpu", "name_of", "set_threads"]
+__all__ = ["CpuDevice", "CudaDevice", "Device", "find_device", "find_gpu", "name_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -176,18 +174,6 @@ class CudaDevice:
     def _unpin(self, address: int) -> None:
         if (unpin := self._pinned.pop(address, None)) is not None:
             unpin()
-
-
-def set_threads(setting: str) -> None:
-    """Let torch compute with as many threads as `hw.threads` says; `auto`: with no more than there are cores granted.
-
-    Threads beyond a CPU quota use it up early in each period, and all of them stand still for the rest of it.
-    """
-    threads, granted = parse_count("hw.threads", setting), granted_cores()
-    if threads is None and "OMP_NUM_THREADS" not in os.environ and granted < torch.get_num_threads():
-        threads = granted
-    if threads is not None:  # else it is not called: it starts threads of another pool as well
-        torch.set_num_threads(threads)
 
 
 def find_device(gpu: str) -> Device:

@@ -1,7 +1,8 @@
 """What earlier runs learned about a model, for the next: how it routes, and what this machine reached at it.
 
-One file for each model, in `history=FOLDER` or the user's cache. Nothing depends on it: without it, or
-where it cannot be read or written, a run begins as if it were the first.
+Routing is the model's alone. Rates depend on the host, the device, the dtype of the arithmetic and the number of
+threads, and are found again by a run with the same ones. One file for each model, in `history=FOLDER` or the user's
+cache. Nothing depends on it: without it, or where it cannot be read or written, a run begins as if it were the first.
 """
 
 import hashlib
@@ -9,10 +10,11 @@ import logging
 import os
 import socket
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,27 +24,38 @@ from klotski.pipeline import RoutingTable
 from klotski.planner import NOMINAL, Rates
 from klotski.planner.rates import NOMINAL_GPU
 
-__all__ = ["History", "home_of"]
+__all__ = ["History", "Setup", "home_of"]
 
 logger = logging.getLogger(__name__)
 
 KEPT = ("disk", "start", "product", "compute", "dense_share", "turn", "step", "between", "wake")  # of the rates
 KEPT_OF_A_GPU = ("link", "product", "compute", "dense_share", "turn", "step", "between", "cores", "cores_product")
+OF_HOST = f"rates_{socket.gethostname()}_"  # a home may be shared between machines
 RUNS = 5  # whose rates are remembered; machines are shared, so the median of them counts
+
+
+class Setup(NamedTuple):
+    """What rates depend on, beside the model and the host: the device's name, the dtype of the arithmetic, threads.
+
+    `on_gpu`: the device has memory of its own, so that other rates are kept of it.
+    """
+
+    device: str
+    dtype: str
+    threads: int
+    on_gpu: bool = False
 
 
 class History:
     """What is known of the model in `folder`. `setting`: a folder, `none`, or `auto` for the user's cache.
 
-    `on_gpu`: of the machine, what it reaches with its GPU, which is kept apart from what its cores do.
+    `find_setup`: says what is computed with. It may take torch, and is only asked where rates are known or kept.
     """
 
-    def __init__(self, setting: str, name: str, folder: Path, *, on_gpu: bool = False) -> None:
+    def __init__(self, setting: str, name: str, folder: Path, find_setup: Callable[[], Setup]) -> None:
         self._file: Path | None = None
         self._known: dict[str, NDArray[Any]] = {}
-        self._rates = f"rates_{socket.gethostname()}" + "_gpu" * on_gpu  # a home may be shared between machines
-        self._kept = KEPT_OF_A_GPU if on_gpu else KEPT
-        self._otherwise = NOMINAL_GPU if on_gpu else NOMINAL
+        self._find_setup = find_setup
         if (home := home_of(setting)) is not None:
             self._file = home / f"{name}-{fingerprint(folder)}.npz"
             self._known = read(self._file)
@@ -54,7 +67,9 @@ class History:
     @property
     def rates(self) -> Rates | None:
         """What runs on this machine reached, in the median, and what is nominal beside it; None: no run."""
-        return self.over(self._otherwise)
+        if not any(name.startswith(OF_HOST) for name in self._known):
+            return None
+        return self.over(NOMINAL_GPU if self._setup.on_gpu else NOMINAL)
 
     def over(self, otherwise: Rates) -> Rates | None:
         """The same, beside what else is known; None: no run."""
@@ -71,9 +86,23 @@ class History:
             return None
         return [(top_k * each / max(each.sum(), 1e-9)).tolist() for each in table.shares]
 
+    @cached_property
+    def _setup(self) -> Setup:
+        return self._find_setup()
+
+    @property
+    def _kept(self) -> tuple[str, ...]:
+        return KEPT_OF_A_GPU if self._setup.on_gpu else KEPT
+
+    @property
+    def _name(self) -> str:
+        """Of the array of rates. Older versions' had the host's name alone, or `gpu` behind it."""
+        setup = self._setup
+        return f"{OF_HOST}{setup.device}_{setup.dtype}_{setup.threads} threads"
+
     def _runs(self) -> list[list[float]]:
         """What each run reached; another version may have kept something else."""
-        runs: list[list[float]] = self._known.get(self._rates, np.empty((0, 0))).tolist()
+        runs: list[list[float]] = self._known.get(self._name, np.empty((0, 0))).tolist()
         return [rates for rates in runs if len(rates) == len(self._kept)]
 
     def keep(self, table: RoutingTable, rates: Rates | None) -> None:
@@ -85,7 +114,7 @@ class History:
         if rates is not None:
             runs.append([getattr(rates, name) for name in self._kept])
         if runs:
-            known[self._rates] = np.array(runs[-RUNS:])
+            known[self._name] = np.array(runs[-RUNS:])
         try:
             write(self._file, known)
         except OSError as error:

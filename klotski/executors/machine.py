@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from klotski.core import STEP
 from klotski.executors.devices import CpuDevice, Device, name_of
-from klotski.executors.history import home_of
+from klotski.executors.history import Setup, home_of
 from klotski.executors.rates import rate, weights_rate
 from klotski.model import ROWS, OpenModel
 from klotski.planner import NOMINAL, Rates
@@ -27,7 +27,7 @@ from klotski.planner.rates import NOMINAL_GPU
 from klotski.weights.memory import allocate
 from klotski.weights.reader import Reader
 
-__all__ = ["machine_rates"]
+__all__ = ["machine_rates", "setup_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,22 +55,29 @@ class Measured(NamedTuple):
 def machine_rates(setting: str, model: OpenModel, device: Device) -> Rates | None:
     """What this machine reaches; None: it has not been measured, and a small model is not worth it.
 
-    `setting`: where it is kept, as for `History`; nothing is measured where nothing may be kept. The disk is measured
-    with the model's own blocks, where they are at hand.
+    `setting`: where it is kept, as for `History`; where nothing may be kept, it is measured each time. The disk is
+    measured with the model's own blocks, where they are at hand.
     """
-    home = home_of(setting)
-    if home is None or sum(layout.slot_bytes for layout in model.layouts.values()) < ENOUGH:
+    if sum(layout.slot_bytes for layout in model.layouts.values()) < ENOUGH:
         return None
-    file = home / f"machine-{socket.gethostname()}.json"
-    kept = read(file)
+    home = home_of(setting)
+    file = None if home is None else home / f"machine-{socket.gethostname()}.json"
+    kept = {} if file is None else read(file)
     where = f"{name_of(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known, wanted = kept.get(where, {}), measurements(model, device)
     if missing := wanted.keys() - known.keys():
-        logger.info("measuring %s, once", " and ".join(sorted(each.partition("_")[0] for each in missing)))
+        what = " and ".join(sorted(each.partition("_")[0] for each in missing))
+        logger.info("measuring %s%s", what, "" if file is None else ", once")
         known |= {each: Measured(wanted[each](), f"{date.today():%Y-%m-%d}") for each in missing}
-        keep(file, kept | {where: known})
+        if file is not None:
+            keep(file, kept | {where: known})
     usable = {name: Measured(*known[name]) for name in (*wanted, "disk") if name in known}  # the disk by other models
     return as_rates(usable, where, device)
+
+
+def setup_of(device: Device, dtype: str) -> Setup:
+    """What a run on this device computes with."""
+    return Setup(name_of(device), dtype, torch.get_num_threads(), on_gpu=device.has_host_tier)
 
 
 def measurements(model: OpenModel, device: Device) -> dict[str, Callable[[], float]]:

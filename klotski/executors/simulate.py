@@ -12,6 +12,7 @@ from rich.console import Console
 from klotski.core import LaneName, Products, Request, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.garbage import uncollected
+from klotski.executors.history import Setup
 from klotski.executors.outline import read_outline
 from klotski.executors.planning import describe, is_described
 from klotski.executors.task import AtHand, Task, find_shape, has_shape_only, make_sweeper, miss_costs, prepare
@@ -95,11 +96,18 @@ def make_task(config: RunConfig, log: RunLog) -> Task:
         return find_device(config.hw.gpu)
 
     def measure() -> Rates | None:
-        from klotski.executors.devices import set_threads
         from klotski.executors.machine import machine_rates
+        from klotski.executors.threads import computing_threads
 
-        set_threads(config.hw.threads)
-        return machine_rates(config.history, opened(), device())
+        with computing_threads(config.hw):
+            return machine_rates(config.history, opened(), device())
+
+    def setup() -> Setup:
+        from klotski.executors.machine import setup_of
+        from klotski.executors.threads import computing_threads
+
+        with computing_threads(config.hw):
+            return setup_of(device(), dtype)
 
     of_gpu = None if is_described(config) or not find_gpus() else device().memory()
     on_gpu = of_gpu is not None or has_gpu(config.hw)
@@ -111,9 +119,10 @@ def make_task(config: RunConfig, log: RunLog) -> Task:
         outline, tokenizer = outline_of(opened()), opened().tokenizer
     elif on_gpu:
         outline = replace(outline, facts=outline.facts.without_cache_blocking())
+    dtype = outline.dtype
     if shape_only:  # what has no file is taken to be read as it is
         outline = replace(outline, facts=replace(outline.facts, stored_bytes=outline.facts.block_bytes))
-    return prepare(config, log, folder, outline, tokenizer or RoughTokenizer(), AtHand(measure, of_gpu))
+    return prepare(config, log, folder, outline, tokenizer or RoughTokenizer(), AtHand(measure, setup, of_gpu))
 
 
 def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, totals: Totals) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from klotski.assets import BUNDLED, SHAPES, TINY
 from klotski.core import Misses, Prediction, Request
-from klotski.executors.history import History
+from klotski.executors.history import History, Setup
 from klotski.executors.outline import Outline
 from klotski.executors.planning import find_terms, is_described, plan_what_fits
 from klotski.lanes import Lane
@@ -41,13 +41,14 @@ logger = logging.getLogger(__name__)
 
 
 class AtHand(NamedTuple):
-    """The machine that plans.
+    """What a plan asks of the machine at hand, once it has to.
 
-    `measure`: finds out what it reaches; None: it is not worth it. `of_gpu`: see `planning.grant`. `takes_memory`:
-    whether this process carries out the plan, so that other runs leave it the memory.
+    `measure`: what it reaches; None: it is not worth it. `setup`: what it computes with. `of_gpu`: see
+    `planning.grant`. `takes_memory`: whether this process carries out the plan, so that other runs leave it the memory.
     """
 
     measure: Callable[[], Rates | None]
+    setup: Callable[[], Setup]
     of_gpu: tuple[int, str] | None = None
     takes_memory: bool = False
 
@@ -78,7 +79,7 @@ def prepare(
 ) -> Task:
     """Read the workload, and plan the run of the model in `folder`. `tokenizer`: None where it has none."""
     on_gpu = machine.of_gpu is not None or has_gpu(config.hw)
-    history = History(config.history, config.model.name, folder, on_gpu=on_gpu)
+    history = History(config.history, config.model.name, folder, machine.setup)
     encoder = Encoder(tokenizer, Limits(outline.vocab_size, outline.context, outline.recomputed_at))
     requests = load_requests(config.workload, encoder, log.error)
     above = outline.alone_above

@@ -11,10 +11,10 @@ from rich.console import Console
 from klotski.core import Block, LaneName, Residents, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.caches import CachePlaces, MovingCaches, Place
-from klotski.executors.devices import Device, find_device, name_of, set_threads
+from klotski.executors.devices import Device, find_device, name_of
 from klotski.executors.facts import outline_of, workspace_shape
 from klotski.executors.garbage import collect_earlier_runs
-from klotski.executors.machine import machine_rates
+from klotski.executors.machine import machine_rates, setup_of
 from klotski.executors.opening import open_for
 from klotski.executors.planning import describe, hardware_file
 from klotski.executors.rates import RateSamples
@@ -32,6 +32,7 @@ from klotski.executors.task import (
     miss_costs,
     prepare,
 )
+from klotski.executors.threads import computing_threads
 from klotski.executors.worker import TorchWorker
 from klotski.lanes import Lane, ThreadLane
 from klotski.model import (
@@ -64,6 +65,7 @@ from klotski.planner import (
     first_blocks,
     placement_order,
     process_memory,
+    reset_peak_memory,
     show_plan,
 )
 from klotski.planner.calibration import MEASURED
@@ -99,16 +101,26 @@ class TorchExecutor:
     def run(self, config: RunConfig, log: RunLog, recorder: Recorder, totals: Totals) -> None:
         """Open the model, read the workload, plan, and sweep."""
         collect_earlier_runs()
+        reset_peak_memory()
         device = self._device or find_device(config.hw.gpu)
+        with computing_threads(config.hw):
+            self._run(config, device, log, recorder, totals)
+
+    def _run(self, config: RunConfig, device: Device, log: RunLog, recorder: Recorder, totals: Totals) -> None:
         configure(config, device)
         folder = find_shape(config) if is_dummy(config) or config.dry_run else find_checkpoint(config)
         shape_only = has_shape_only(config, folder)
         model = open_for(config, folder, shape_only=shape_only, cache_blocking=device.cache_blocking)
-        measure = partial(machine_rates, config.history, model, device)
         warn_of_sampling(model, config.workload)
-        machine = AtHand(measure, device.memory(), takes_memory=not config.dry_run)
+        outline = outline_of(model)
+        machine = AtHand(
+            measure=partial(machine_rates, config.history, model, device),
+            setup=partial(setup_of, device, outline.dtype),
+            of_gpu=device.memory(),
+            takes_memory=not config.dry_run,
+        )
         try:
-            task = prepare(config, log, folder, outline_of(model), model.tokenizer, machine)
+            task = prepare(config, log, folder, outline, model.tokenizer, machine)
             totals.plan = task.plan.as_dict()
             log.plan(totals.plan)
             describe(config, task.outline, task.plan, len(task.requests))
@@ -130,8 +142,7 @@ def warn_of_sampling(model: OpenModel, workload: WorkloadConfig) -> None:
 
 
 def configure(config: RunConfig, device: Device) -> None:
-    """Set up torch and the heap, and warn of settings that are ignored here."""
-    set_threads(config.hw.threads)
+    """Set up the heap, and warn of settings that are ignored here."""
     keep_small_memory()
     if not device.has_host_tier:
         for name, memory in find_gpus() if config.hw.gpu != "none" else []:

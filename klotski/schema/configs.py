@@ -155,7 +155,8 @@ class RunConfig:
     """Show the plan, and load nothing."""
     history: str = "auto"
     """Where what is learned about a model (routing, rates) is kept for the next run: a folder, `none`, or `auto`
-    for the user's cache."""
+    for the user's cache. Rates are kept by host, device, dtype and number of threads; with `none` they are measured
+    before each run of a model of a gigabyte or more."""
     record_routing: bool = False
     """Write what each router said of each batch to routing.jsonl, for other runs to be predicted by."""
     events: bool = True

@@ -9,10 +9,10 @@ import psutil
 import pytest
 import torch
 
-from klotski.executors import base, devices
+from klotski.executors import base
 from klotski.executors.base import settle_threads
-from klotski.executors.devices import set_threads
 from klotski.executors.planning import grant
+from klotski.executors.threads import computing_threads
 from klotski.planner import hardware, process_memory
 from klotski.planner.cgroups import cpu_quota, group_memory
 from klotski.planner.hardware import free_memory, granted_cores, process_budget
@@ -103,8 +103,9 @@ def test_threads_are_as_many_as_the_quota_pays_for_and_bound_only_if_they_have_a
     monkeypatch.setattr(torch, "set_num_threads", started.append)
     monkeypatch.delenv("OMP_NUM_THREADS")
     settle_threads(HwConfig(name="auto"), variables)
-    set_threads("auto")
-    assert (granted_cores(), started) == (threads, [threads] * (threads < 64))
+    with computing_threads(HwConfig(name="auto")):
+        assert (granted_cores(), started) == (threads, [threads] * (threads < 64))
+    assert started == [threads, 64] * (threads < 64), "a next job's threads are as many as before"
     assert ("OMP_PROC_BIND" in variables) == (threads == 64)
 
 
@@ -113,13 +114,14 @@ def test_a_user_may_choose_more_threads_than_the_quota_pays_for(
     setting: str, chosen: str | None, threads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
-    monkeypatch.setattr(devices, "granted_cores", lambda: 1)
+    monkeypatch.setattr("klotski.executors.threads.granted_cores", lambda: 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch, "set_num_threads", started.append)
     monkeypatch.delenv("OMP_NUM_THREADS")
     if chosen:
         monkeypatch.setenv("OMP_NUM_THREADS", chosen)
-    set_threads(setting)
-    assert started == threads
+    with computing_threads(HwConfig(name="auto", threads=setting)):
+        assert started == threads
 
 
 @pytest.mark.parametrize(

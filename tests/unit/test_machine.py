@@ -112,12 +112,25 @@ def test_without_weights_the_disk_is_not_measured_yet(folder: Path, tmp_path: Pa
     assert again == known, "measured with another model's blocks"
 
 
-def test_nothing_is_measured_where_nothing_is_kept_or_for_a_small_model(
+def test_where_nothing_is_kept_it_is_measured_each_time(
+    model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    caplog.set_level("INFO")
+    for _ in range(2):
+        rates = machine_rates("none", model, CpuDevice())
+        assert rates is not None
+        assert all(rates.why(name).startswith("measured on this machine (") for name in ("disk", "compute", "product"))
+    assert [record.getMessage() for record in caplog.records] == ["measuring compute and disk and few"] * 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_small_model_is_not_worth_a_measurement(
     model: OpenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert machine_rates("none", model, CpuDevice()) is None
     monkeypatch.setattr(machine, "ENOUGH", 1 << 30)
-    assert machine_rates(str(tmp_path), model, CpuDevice()) is None
+    for setting in ("none", str(tmp_path)):
+        assert machine_rates(setting, model, CpuDevice()) is None
     assert not list(tmp_path.iterdir())
 
 
