@@ -8,7 +8,7 @@ from rich.console import Console
 from klotski.core import PrefetchCount, Request, Result, SweepReport
 from klotski.lanes import Lane
 from klotski.planner import ModelFacts, peak_memory, process_memory
-from klotski.telemetry import Done, Progress, Recorder, RunLog, StateEvent, SweepUse, Totals, ratio
+from klotski.telemetry import Done, Progress, Recorder, RunLog, StateEvent, SweepUse, Totals
 from klotski.workload import Encoder, result_line
 
 __all__ = ["Account"]
@@ -69,13 +69,8 @@ class Account:
         self._recorder.begin()
 
     def measured(self, samples: Mapping[str, float]) -> None:
-        """The machine's rates, as sampled. Where the run itself reached more, that is what the machine can do."""
-        sweeps = self._totals.sweeps
-        for lane, rate in samples.items():
-            reached = ratio(
-                sum(sweep.work.get(lane, 0) for sweep in sweeps), sum(sweep.worked(lane) for sweep in sweeps)
-            )
-            self._totals.rates[lane] = max(rate, reached)
+        """The machine's rates, as sampled."""
+        self._totals.sampled |= samples
 
     def sweeping(self, prefetch: Sequence[PrefetchCount]) -> None:
         """Sweeps begin; the sweeper keeps `prefetch` of each layer as they go."""

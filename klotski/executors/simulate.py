@@ -164,7 +164,7 @@ def simulate(config: RunConfig, task: Task, log: RunLog, recorder: Recorder, tot
         below=Below(cores, supply.below, pace),
     )
     with Account(task.requests, facts, task.encoder, log, recorder, totals, is_measured=False) as account:
-        totals.rates |= rates_by_lane(task)
+        totals.sampled |= rates_by_lane(task)
         supply.load(plan.residents)
         account.ready(plan.lasting_memory, sum(plan.host_memory.values()), with_caches=not plan.kv_slots)
         account.sweeping(sweeper.prefetch)

@@ -354,8 +354,8 @@ def keep_what_was_learned(
     log.experts(table.summary())
     rates = None
     way = LaneName.LINK if device.has_host_tier else LaneName.DISK
-    if all(totals.rates.get(lane) for lane in (way, LaneName.COMPUTE)):  # nothing streamed, nothing was read
-        totals.rates["product"] = samples.product
+    if all(totals.sampled.get(lane) for lane in (way, LaneName.COMPUTE)):  # nothing streamed, nothing was read
+        totals.sampled["product"] = samples.product
         crowded = 0.0 if device.has_host_tier else totals.busy_share(LaneName.DISK)
         rates = calibration.rates(task.facts, reached(task, totals, samples), crowded, totals.between)
         gpu = name_of(device) if device.has_host_tier else "none"
@@ -365,10 +365,10 @@ def keep_what_was_learned(
 
 def reached(task: Task, totals: Totals, samples: RateSamples) -> Rates:
     """What was measured beside the spans. Of a machine with a GPU the rest is what the run was planned by."""
-    planned = task.terms.rates
-    seen = {"compute": totals.rates[LaneName.COMPUTE], "product": samples.product}
+    planned, rates = task.terms.rates, totals.rates
+    seen = {"compute": rates[LaneName.COMPUTE], "product": samples.product}
     if planned.link is not None:
-        return planned.because(MEASURED, link=totals.rates[LaneName.LINK], **seen)
+        return planned.because(MEASURED, link=rates[LaneName.LINK], **seen)
     return NOMINAL.because(MEASURED, disk=reached_by_disk(totals), start=samples.start, wake=samples.wake, **seen)
 
 

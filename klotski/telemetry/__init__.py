@@ -1,7 +1,7 @@
 """What a run leaves behind: spans, the run's folder, metrics, the trace, and progress."""
 
 from klotski.telemetry.events import StateEvent, SweepEvent
-from klotski.telemetry.metrics import SweepUse, Totals, ratio, summarize
+from klotski.telemetry.metrics import SweepUse, Totals, summarize
 from klotski.telemetry.progress import Progress
 from klotski.telemetry.recorder import Allowance, Done, Recorder
 from klotski.telemetry.runlog import RunLog
@@ -17,7 +17,6 @@ __all__ = [
     "SweepEvent",
     "SweepUse",
     "Totals",
-    "ratio",
     "summarize",
     "write_trace",
 ]

@@ -13,8 +13,10 @@ busiest of these resources needed, summed.
   that a causal mask leaves, where all layers keep all tokens; at the rate of one large matrix product
   of the experts' own shape (`rates.compute`, operations a second).
 
-These rates are measured before the first sweep and after the last, and the median is taken; where
-the lane itself reached more while it was busy, that counts. Not counted, so that a run has to pay
+These rates are measured before the first sweep and after the last, and the median is taken. A machine may have been
+busy with something else meanwhile: where the lane itself reached more while it was busy, or over all sweeps that read
+prompts, or over all others, that is the rate, and no sweep needs more of the bound than it took. So no share is above
+one. Not counted, so that a run has to pay
 for it out of its efficiency: softmax, norms, activations, routing, gathering, sampling, the
 interpreter, products of few rows, which are slower, and every wait. What was not computed does not
 count either: of a prompt's tokens but the last, the last layer only keeps keys and values.
@@ -37,7 +39,7 @@ from typing import Any
 from klotski.core import LaneName, PrefetchCount
 from klotski.telemetry.recorder import Recorder
 
-__all__ = ["SweepUse", "Totals", "ratio", "summarize"]
+__all__ = ["SweepUse", "Totals", "summarize"]
 
 
 @dataclass
@@ -75,9 +77,23 @@ class Totals:
     first_prefetch: PrefetchCount = field(default_factory=PrefetchCount)  # in the first sweep, over all layers
     sweeps: list[SweepUse] = field(default_factory=list)
     peak_memory: dict[str, int] = field(default_factory=dict)
-    rates: dict[str, float] = field(default_factory=dict)
+    sampled: dict[str, float] = field(default_factory=dict)  # rates of lanes: measured beside sweeps, or assumed
     plan: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None  # why a run is predicted
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What each lane reaches: as sampled, or what the run itself reached where that is more."""
+        return {lane: max(rate, self._reached(lane)) for lane, rate in self.sampled.items()}
+
+    def _reached(self, lane: str) -> float:
+        """What a lane has proven to reach: while it was busy, and over each phase of the run."""
+        busy = sum(sweep.worked(lane) for sweep in self.sweeps)
+        reached = [ratio(sum(sweep.work.get(lane, 0) for sweep in self.sweeps), busy)]
+        for is_prefill in (True, False):
+            phase = [sweep for sweep in self.sweeps if sweep.is_prefill is is_prefill]
+            reached.append(ratio(sum(each.work.get(lane, 0) for each in phase), sum(each.seconds for each in phase)))
+        return max(reached)
 
     @property
     def between(self) -> float:
@@ -99,6 +115,7 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
     decode = elapsed - prefill
     decoded = sum(sweep.output_tokens for sweep in totals.sweeps if not sweep.is_prefill)
     tokens = totals.prompt_tokens + totals.output_tokens
+    rates = totals.rates
     prefill_rate = ratio(sum(sweep.flops for sweep in totals.sweeps if sweep.is_prefill), prefill)
     moved = {lane: count for lane, count in recorder.bytes_moved.items() if count}
     return {
@@ -116,7 +133,7 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         "output_tokens_per_second": ratio(totals.output_tokens, elapsed),
         "prefill_seconds": prefill,
         "prefill_rate": prefill_rate,
-        "prefill_efficiency": ratio(prefill_rate, totals.rates.get(LaneName.COMPUTE, 0.0)),
+        "prefill_efficiency": ratio(prefill_rate, rates.get(LaneName.COMPUTE, 0.0)),
         "decode_seconds": decode,
         "decode_tokens_per_second": ratio(decoded, decode),
         "num_sweeps": len(totals.sweeps),
@@ -126,8 +143,8 @@ def summarize(status: str, mode: str, totals: Totals, recorder: Recorder, error:
         },
         "lane_busy_seconds": dict(recorder.busy_seconds),
         "bubble_fraction": ratio(recorder.bubble_seconds, elapsed),
-        "bound": bound_of(totals.sweeps, totals.rates, elapsed),
-        "rates": totals.rates,
+        "bound": bound_of(totals.sweeps, rates, elapsed),
+        "rates": rates,
         "peak_memory": totals.peak_memory,
         "prefetch": summarize_prefetch(totals),
         "plan": totals.plan,
@@ -163,9 +180,10 @@ def bound_of(sweeps: Sequence[SweepUse], rates: Mapping[str, float], elapsed: fl
         needs = {lane: ratio(amount, rates.get(lane, 0.0)) for lane, amount in sweep.work.items()}
         busiest = max(needs, key=lambda lane: needs[lane])
         if needs[busiest]:
-            seconds[busiest] += needs[busiest]
+            need = min(needs[busiest], sweep.seconds)  # a sweep that took less was above the mean rate
+            seconds[busiest] += need
             bound_by[busiest].append(sweep)
-            decoding += needs[busiest] * (not sweep.is_prefill)
+            decoding += need * (not sweep.is_prefill)
     total = sum(seconds.values())
     return {
         "resource": max(seconds, key=lambda lane: seconds[lane], default=None),
@@ -182,8 +200,9 @@ def summarize_sweeps(lane: str, sweeps: Sequence[SweepUse]) -> dict[str, Any]:
     return {
         "count": len(sweeps),
         "elapsed_time": elapsed,
-        "busy": ratio(sum(sweep.busy.get(lane, 0.0) for sweep in sweeps), elapsed),
-        "bubble": ratio(sum(sweep.bubble for sweep in sweeps), elapsed),
+        # An operation counts in the sweep in which it ends, and may have begun before.
+        "busy": min(1.0, ratio(sum(sweep.busy.get(lane, 0.0) for sweep in sweeps), elapsed)),
+        "bubble": min(1.0, ratio(sum(sweep.bubble for sweep in sweeps), elapsed)),
     }
 
 

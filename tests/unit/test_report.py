@@ -138,6 +138,17 @@ def test_missing_figures_are_named_and_the_others_are_there(tmp_path: Path) -> N
     assert row.figures["bound.efficiency"] is None
 
 
+@pytest.mark.parametrize(("share", "shown"), [(0.5, 0.5), (1.0, 1.0), (1.81, None)])
+def test_a_share_of_a_rate_that_was_too_low_is_left_out(share: float, shown: float | None, tmp_path: Path) -> None:
+    busy = {"disk": share * METRICS["elapsed_time"]}
+    write_run(
+        tmp_path, metrics=METRICS | {"bound": METRICS["bound"] | {"efficiency": share}, "lane_busy_seconds": busy}
+    )
+    (row,) = collect([tmp_path])
+    assert row.figures["bound.efficiency"] == shown
+    assert row.figures["lane_busy_share.disk"] == pytest.approx(min(share, 1.0))
+
+
 @pytest.mark.parametrize("file", ["config.yaml", "overrides.yaml"])
 def test_a_run_whose_config_is_torn_is_a_row_without_settings(file: str, tmp_path: Path) -> None:
     write_sweep(tmp_path, [{"pipeline": "overlap"}, {"pipeline": "klotski"}, {"pipeline": "klotski"}])
