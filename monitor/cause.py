@@ -6,10 +6,10 @@ from math import ceil
 from typing import NamedTuple
 
 from monitor.facts import Facts
-from monitor.state import State
+from monitor.state import State, Work
 from monitor.units import brief, size
 
-__all__ = ["PEAKS", "Bound", "Cause", "find_bound", "find_cause"]
+__all__ = ["PEAKS", "Bound", "Cause", "find_bound", "find_cause", "measured"]
 
 ENOUGH = 0.05  # of the time; less waiting is not worth a word
 SLOW = 0.6  # of what a plan counted on; a disk that others use, too, may well give three quarters
@@ -43,20 +43,40 @@ class Bound(NamedTuple):
 
 
 def find_bound(state: State, rates: Mapping[str, float]) -> Bound | None:
-    """Sweep by sweep what the busiest resource needs at its rate, as `metrics.json` has it; None: it is not known."""
+    """Sweep by sweep what the busiest resource needs at its rate, as `metrics.json` has it; None: it is not known.
+
+    A rate that the run itself exceeds is what the run reaches, and no sweep needs more than it took.
+    """
     needs: dict[str, float] = defaultdict(float)
+    reached = reached_by(state, rates)
     for work in state.works:
-        inward = work.amounts.get("link", 0.0) + work.amounts.get("kv_in", 0.0)  # the same way
-        amounts = {**work.amounts, "link": inward}
-        each = {name: amount / rates[name] for name, amount in amounts.items() if rates.get(name, 0.0) > 0}
+        amounts = amounts_of(work)
+        each = {name: amount / reached[name] for name, amount in amounts.items() if reached.get(name, 0.0) > 0}
         busiest = max(each, key=each.__getitem__, default="")
         if busiest and each[busiest]:
-            needs[busiest] += each[busiest]
+            needs[busiest] += min(each[busiest], work.seconds)
     elapsed = sum(work.seconds for work in state.works)
     if not needs or not elapsed:
         return None
     seconds = sum(needs.values())
     return Bound(max(needs, key=needs.__getitem__), seconds, seconds / elapsed)
+
+
+def reached_by(state: State, rates: Mapping[str, float]) -> dict[str, float]:
+    """These rates, or what lanes reached while they were busy, where that is more."""
+    found = dict(rates)
+    for name in rates:
+        done = sum(amounts_of(work).get(name, 0.0) for work in state.works)
+        lanes = ("link", "kv_in") if name == "link" else (name,)
+        busy = sum(state.lanes[lane].seconds for lane in lanes if lane in state.lanes)
+        if done and busy > 0:
+            found[name] = max(rates[name], done / busy)
+    return found
+
+
+def amounts_of(work: Work) -> dict[str, float]:
+    """What each resource had to do: keys and values go the way of blocks."""
+    return {**work.amounts, "link": work.amounts.get("link", 0.0) + work.amounts.get("kv_in", 0.0)}
 
 
 def find_cause(state: State, begin: float, end: float, pipeline: Facts, plan: Facts) -> Cause:
@@ -86,6 +106,12 @@ def find_cause(state: State, begin: float, end: float, pipeline: Facts, plan: Fa
     )
 
 
+def measured(plan: Facts) -> dict[str, float]:
+    """The rates of a plan that were measured on the run's machine: against others nothing can be held."""
+    rates, names = plan.numbers("rates"), plan.words("rates", "measured")
+    return {name: rate for name, rate in rates.items() if name in names}
+
+
 def waits_for(state: State, begin: float, end: float) -> str:
     """What most of the waiting was for."""
     reasons = {kind: curve.between(begin, end)[0] for kind, curve in state.reasons.items()}
@@ -102,9 +128,11 @@ def remedy(state: State, name: str, begin: float, end: float, plan: Facts) -> st
             "They compute experts where these lie, and were to end with the link: hw.host_compute_rate or "
             "hw.host_product_bandwidth is too high."
         )
-    rate, expected = state.lanes[name].rate(begin, end), plan.number("rates", PEAKS.get(name, name))
+    of_plan = PEAKS.get(name, name)
+    rate, expected = state.lanes[name].rate(begin, end), plan.number("rates", of_plan)
     if expected and 0 < rate < SLOW * expected:
-        return f"It moves {size(rate)}/s, and the plan counted on {size(expected)}/s: something slows it."
+        why = ": something slows it" if of_plan in measured(plan) else ", which was not measured on its machine"
+        return f"It moves {size(rate)}/s, and the plan counted on {size(expected)}/s{why}."
     n, layer = plan.number("n_batches"), plan.group("conditions", "7")
     computes, reads = layer.amount("compute"), layer.amount("transfer")
     if n is None or not 0 < computes < reads:

@@ -36,8 +36,9 @@ def prose(text: str, width: int, style: str = "") -> Text:
 
 
 def bar(part: float, width: int, style: str = "green") -> Text:
-    """A share of one as a bar with its number."""
-    full = round(max(0.0, min(1.0, part)) * width)
+    """A share of one as a bar with its number; what is more than all is all."""
+    part = max(0.0, min(1.0, part))
+    full = round(part * width)
     return Text.assemble(("█" * full, style), ("─" * (width - full), "dim"), f" {part:4.0%}")
 
 

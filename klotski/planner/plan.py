@@ -96,7 +96,7 @@ class Plan:
         plan = {each.name: getattr(self, each.name) for each in fields(self)}
         return plan | {
             "residents": [str(block) for block in self.residents],
-            "rates": self.rates._asdict(),
+            "rates": self.rates._asdict() | {"measured": self.rates.measured},
             "forecast": self.forecast._asdict() | {"sweep": self.forecast.sweep._asdict()},
             "conditions": self.conditions.as_dict(),
             "growth": dict(self.growth),

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 __all__ = ["NOMINAL", "NOMINAL_GPU", "Rates"]
 
+MEASURED = "measured "  # how the reason of a rate begins that was found on this machine
+
 
 class Rates(NamedTuple):
     """What a machine reaches, and why it is held to: `reason` of all, `reasons` of those that have another.
@@ -42,6 +44,12 @@ class Rates(NamedTuple):
     def why(self, name: str) -> str:
         """The reason of one of them."""
         return self.reasons.get(name, self.reason)
+
+    @property
+    def measured(self) -> list[str]:
+        """Those that somebody has measured on this machine, by their reason; others are nominal, set or assumed."""
+        numbers = (name for name in self._fields if name not in ("reason", "reasons"))
+        return [name for name in numbers if self.why(name).startswith(MEASURED)]
 
     def because(self, reason: str, **known: float) -> "Rates":
         """These, but for what is known better, which has this reason."""

@@ -43,8 +43,7 @@ def facts(view: View, name: str) -> Iterator[str]:
         yield from arithmetic(view)
     elif rate := lane.rate(*view.span):
         peak = view.peak(name)
-        of_peak = f", {rate / peak.rate:.0%} of {size(peak.rate)}/s ({peak.kind})" if peak else ""
-        yield f"{size(rate)}/s{of_peak}"
+        yield peak.of(rate, size) if peak else f"{size(rate)}/s"
 
 
 def queue(view: View, name: str) -> str:
@@ -67,5 +66,4 @@ def arithmetic(view: View) -> Iterator[str]:
     seconds = view.state.lanes["compute"].busy(sweep.begin, sweep.end) * (sweep.end - sweep.begin)
     if sweep.flops and seconds:
         peak, rate = view.peak("compute"), sweep.flops / seconds
-        of_peak = f", {rate / peak.rate:.0%} of {flops(peak.rate)}/s ({peak.kind})" if peak else ""
-        yield f"{flops(rate)}/s{of_peak}"
+        yield peak.of(rate, flops) if peak else f"{flops(rate)}/s"

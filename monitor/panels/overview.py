@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from monitor.cause import find_bound
+from monitor.cause import find_bound, measured
 from monitor.draw import bar, prose, spark
 from monitor.panels.story import STORY
 from monitor.panels.sweep import progress
@@ -16,6 +16,7 @@ from monitor.units import plural, size, when
 __all__ = ["overview"]
 
 ROOMY = 30  # lines
+MOST = 1 + 1e-9  # a share of the time; older versions wrote larger ones, by sampled rates that were too low
 SCHEMA = 1  # of run folders, that is understood; see docs/events.md
 
 
@@ -108,9 +109,17 @@ def pace(view: View) -> Iterator[Text]:
     yield Text(f"so far    {so_far} in {plural(state.num_sweeps, 'sweep')}")
     yield Text(f"history   {spark([each.output_tokens for each in state.sweeps], room)}")
     if (predicted := view.plan.number("predicted_output_tokens_per_second")) and state.rate:
-        yield Text(f"planned   {predicted:.1f} tokens/s, of which it reaches {state.rate / predicted:.0%}")
+        yield Text(f"planned   {predicted:.1f} tokens/s, {against_plan(view, state.rate / predicted)}")
     if view.sweep:
         yield Text(f"sweep     job {view.player.run.folder.name}; {progress(view)}")
+
+
+def against_plan(view: View, share: float) -> str:
+    """What the run reaches of the rate that was planned, if that follows from rates that were measured."""
+    way = "disk" if view.plan.number("rates", "link") is None else "link"
+    if not view.is_predicted and not {way, "compute"} <= measured(view.plan).keys():
+        return "by rates that were not measured on its machine"
+    return f"of which it reaches {share:.0%}" if share <= 1 else "and it is faster"
 
 
 def hindrance(view: View) -> Iterator[Text]:
@@ -118,9 +127,12 @@ def hindrance(view: View) -> Iterator[Text]:
     cause = view.cause
     if bound := bound_of(view):
         resource, efficiency, rates = bound
-        yield Text(f"bound     {resource}, by {rates} rates: busy for {efficiency:.0%} of the time at least")
+        share = f": busy for {efficiency:.0%} of the time at least" if efficiency <= MOST else ", which it exceeded"
+        yield Text(f"bound     {resource}, by {rates} rates{share}")
         if cause.lane not in ("", "compute", resource):
             yield Text(f"          lately it is {cause.lane} that holds the run up, though: see below")
+    elif view.state.works and view.status.is_running:
+        yield Text("bound     known when the run has ended: the plan's rates were not measured on its machine")
     yield Text.assemble("waits     ", bar(cause.waits, max(10, view.width - 30), "red"))
     if view.player.is_live and not view.state.num_sweeps and view.status.is_running:
         return
@@ -131,8 +143,9 @@ def bound_of(view: View) -> tuple[str, float, str] | None:
     """The resource, the share of the time that it needs, and whose rates say so."""
     if resource := view.final.text("bound", "resource"):
         return resource, view.final.amount("bound", "efficiency"), "measured" if not view.is_predicted else "assumed"
-    bound = find_bound(view.state, view.plan.numbers("rates"))
-    return (bound.resource, bound.efficiency, "planned") if bound else None
+    rates, kind = view.rates
+    bound = find_bound(view.state, rates)
+    return (bound.resource, bound.efficiency, kind) if bound else None
 
 
 def warnings(view: View) -> Iterator[Text]:

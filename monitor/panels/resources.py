@@ -51,7 +51,8 @@ def tier(view: View, name: str, uses: str, budget: str, taken: int | None) -> It
         return
     width = max(10, view.width // 3)
     if taken:
-        yield Text.assemble(f"{name:8} ", bar(taken / granted, width, "magenta"), f" of {size(granted)} are taken now")
+        of = f" of {size(granted)} are taken now" if taken <= granted else f" and more: {size(taken)} are taken now"
+        yield Text.assemble(f"{name:8} ", bar(taken / granted, width, "magenta"), of)
     yield Text.assemble(
         f"{'' if taken else name:8} ", bar(planned / granted, width, "dim"), f" of {size(granted)} are planned"
     )

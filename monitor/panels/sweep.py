@@ -1,5 +1,7 @@
 """The jobs of a sweep, and what came of them so far."""
 
+from math import inf
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -9,6 +11,8 @@ from monitor.sweep import Job, varied
 from monitor.units import plural
 
 __all__ = ["progress", "sweep"]
+
+ROUNDING = 1 + 1e-9
 
 
 def sweep(view: View) -> RenderableType:
@@ -39,7 +43,7 @@ def cells(job: Job, keys: list[str]) -> list[str]:
         figure(plan.number("n_batches"), ".0f"),
         figure(plan.number("batch_size"), ".0f"),
         metrics.text("bound", "resource"),
-        figure(metrics.number("bound", "efficiency"), ".0%"),
+        figure(metrics.number("bound", "efficiency"), ".0%", most=1.0),
         figure(metrics.number("bubble_fraction"), ".0%"),
         f"{SIGNS.get(word, '?')} {shown}",
     ]
@@ -54,6 +58,6 @@ def progress(view: View) -> str:
     return whole + (f", {failed} of them not well" if failed else "")
 
 
-def figure(value: float | None, form: str) -> str:
-    """A figure as it is written; nothing where there is none."""
-    return "" if value is None else format(value, form)
+def figure(value: float | None, form: str, most: float = inf) -> str:
+    """A figure as it is written; nothing where there is none, or more than there can be."""
+    return "" if value is None or value > most * ROUNDING else format(value, form)

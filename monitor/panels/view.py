@@ -1,10 +1,11 @@
 """What a panel draws: a run, the moment that is shown, and how large."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from rich.text import Text
 
-from monitor.cause import PEAKS, Cause, find_cause
+from monitor.cause import PEAKS, Cause, find_cause, measured
 from monitor.draw import timeline
 from monitor.facts import Facts
 from monitor.machine import Gpu
@@ -26,6 +27,12 @@ class Peak(NamedTuple):
 
     rate: float
     kind: str
+
+    def of(self, reached: float, unit: Callable[[float], str]) -> str:
+        """What was reached, and which share of the peak that is; or that it is more, so that the peak lies higher."""
+        peak = f"{unit(self.rate)}/s ({self.kind})"
+        share = f"{reached / self.rate:.0%} of" if reached <= self.rate else "more than the"
+        return f"{unit(reached)}/s, {share} {peak}"
 
 
 class View(NamedTuple):
@@ -93,13 +100,22 @@ class View(NamedTuple):
         """Why compute waits in this time."""
         return find_cause(self.state, *self.span, self.config.group("pipeline"), self.plan)
 
+    @property
+    def rates(self) -> tuple[dict[str, float], str]:
+        """The rates that shares may be shown of, and whether they are `planned` or were `measured` by the run itself.
+
+        Of a plan those that were measured; of a prediction, which keeps to them, all.
+        """
+        if found := self.metrics.numbers("rates"):
+            return found, "planned" if self.is_predicted else "measured"
+        return self.plan.numbers("rates") if self.is_predicted else measured(self.plan), "planned"
+
     def peak(self, lane: str) -> Peak | None:
         """What a lane is held to reach at most: bytes a second, of `compute` operations."""
         name = "compute" if lane == "compute" else PEAKS.get(lane, lane)
-        if measured := self.final.number("rates", name):
-            return Peak(measured, "planned" if self.is_predicted else "measured")
-        planned = self.plan.number("rates", name)
-        return Peak(planned, "planned") if planned else None
+        rates, kind = self.rates
+        rate = rates.get(name)
+        return Peak(rate, kind) if rate else None
 
 
 def rows_over_time(view: View) -> list[Text]:

@@ -111,7 +111,7 @@ def test_a_moment_of_the_past_is_what_it_was(run: Run) -> None:
     assert player.state.output_tokens == sum(each.output_tokens for each in sweeps[: len(sweeps) // 2 + 1])
     overview = said("Overview", view_of(player))
     assert f"{player.state.output_tokens} tokens" in overview, "it is the moment's figures that are shown"
-    assert ", by planned rates" in overview
+    assert (", by planned rates" if run.is_predicted else ", by measured rates") in overview
     player.seek(player.end + 1)
     assert is_live(player) and player.state is newest
 

@@ -135,7 +135,7 @@ def test_every_plan_can_be_explained_shown_and_written(question: Question, share
     written = json.loads(json.dumps(plan.as_dict()))
     assert written["explanation"] == plan.explanation
     assert written["predicted_seconds"] == plan.forecast.seconds > 0
-    assert written["rates"] == NOMINAL._asdict()
+    assert written["rates"] == NOMINAL._asdict() | {"measured": []}
     assert set(written["conditions"]) == {"4", "5", "6", "7", "binding", "smallest_n"}
 
 
