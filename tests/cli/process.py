@@ -16,6 +16,7 @@ from tests.architectures import save_checkpoint
 from tests.engine import write_requests
 
 __all__ = [
+    "PATIENCE",
     "Finished",
     "only_sentence",
     "run_klotski",

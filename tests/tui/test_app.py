@@ -25,6 +25,7 @@ from monitor.panels.view import LABEL
 from monitor.player import Player
 from monitor.source import Run
 from monitor.units import when
+from tests.cli.process import PATIENCE
 from tests.engine import run_engine
 from tests.tui.told import said
 
@@ -545,14 +546,14 @@ def in_terminal(*arguments: str, keys: bytes) -> tuple[int, bytes]:
     os.close(slave)
     drawn, begin, pressed = b"", time.monotonic(), 0.0
     try:
-        while process.poll() is None and time.monotonic() - begin < 30:
+        while process.poll() is None and time.monotonic() - begin < PATIENCE:
             if select.select([master], [], [], 0.1)[0]:
                 with suppress(OSError):  # it has closed its end
                     drawn += os.read(master, 1 << 16)
             if b"Overview" in drawn and time.monotonic() - pressed > 1:  # again, if a slow machine had no ear for it
                 pressed = time.monotonic()
                 os.write(master, keys)
-        return process.wait(timeout=10), drawn
+        return process.wait(timeout=PATIENCE), drawn
     finally:
         process.kill()
         process.wait()
@@ -576,7 +577,7 @@ def test_it_ends_with_its_terminal(finished: Path) -> None:
             drawn += os.read(master, 1 << 16)
         os.close(master)
         try:
-            process.wait(timeout=20)
+            process.wait(timeout=PATIENCE)
         finally:
             process.kill()
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +13,7 @@ from monitor.app import Monitor
 from monitor.machine import Gpu, Gpus
 from monitor.player import Player
 from monitor.source import Run, Status
+from tests.cli.process import PATIENCE
 from tests.tui.told import said, view_of
 
 
@@ -120,23 +120,26 @@ def test_this_machine_is_kept_apart_from_the_runs(tmp_path: Path) -> None:
 
 def test_a_slow_driver_does_not_hold_up_the_screen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     driver, _ = with_driver(monkeypatch)
-    actual = driver.nvmlDeviceGetCount
+    actual, answers = driver.nvmlDeviceGetCount, threading.Event()
 
     def count() -> int:
-        time.sleep(0.3)
+        assert threading.get_ident() != screen, "or it waits for itself"
+        assert answers.wait(PATIENCE)
         return actual()
 
     monkeypatch.setattr(driver, "nvmlDeviceGetCount", count)
 
+    screen = threading.get_ident()
+
     async def look() -> None:
         app = Monitor(Run(tmp_path), tmp_path)
         async with app.run_test() as pilot:
-            began = time.monotonic()
             app.look()
-            assert time.monotonic() - began < 0.25
             app.look()
             assert len(app.workers) == 1, "it is not asked again before it has answered"
-            await pilot.pause(1.0)
+            answers.set()
+            await app.workers.wait_for_complete()
+            await pilot.pause()
             assert [gpu.name for gpu in app._gpus_seen] == ["GPU 0 H100", "GPU 1 H100"]
             assert threading.get_ident() not in driver.threads
 

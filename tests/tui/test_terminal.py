@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.process import PATIENCE
 from tests.engine import run_engine
 
 pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
@@ -59,12 +60,14 @@ class Terminal:
         """What is to be read."""
         return self.tmux("capture-pane", "-p")
 
-    def shows(self, *words: str, keys: str = "", seconds: float = 30) -> bool:
+    def shows(self, *words: str, keys: str = "", seconds: float = PATIENCE) -> bool:
         """Whether all words come to be read at once; `keys` are pressed until then."""
         return comes_true(lambda: all(word in self.screen for word in words), lambda: self.press(*keys), seconds)
 
 
-def comes_true(what: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None, seconds: float = 30) -> bool:
+def comes_true(
+    what: Callable[[], bool], meanwhile: Callable[[], object] = lambda: None, seconds: float = PATIENCE
+) -> bool:
     """Whether something becomes so in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

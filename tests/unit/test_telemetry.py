@@ -164,9 +164,18 @@ def test_lanes_at_work_leave_a_trace_that_can_be_opened(tmp_path: Path) -> None:
     with RunLog(tmp_path) as log:
         recorder = Recorder(log.events)
         disk = ThreadLane(LaneName.DISK, recorder, log.clock)
-        compute = InlineLane(LaneName.COMPUTE, recorder, log.clock)
+        is_waited_for = threading.Event()
+
+        def waiting() -> float:
+            """The compute lane looks at its clock when it begins to wait: no read ends sooner."""
+            now = log.clock()
+            is_waited_for.set()
+            return now
+
+        compute = InlineLane(LaneName.COMPUTE, recorder, waiting)
         for expert in range(10):
-            read = disk.submit(Operation("expert", 0, expert, nbytes=100), lambda: time.sleep(0.001))
+            is_waited_for.clear()
+            read = disk.submit(Operation("expert", 0, expert, nbytes=100), lambda: is_waited_for.wait(60))
             compute.submit(Operation(Compute.EXPERT, 0, expert, tokens=3), lambda: None, [read])
         disk.close()
         recorder.flush()
