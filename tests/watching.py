@@ -45,7 +45,7 @@ class Watcher:
             os.write(self._terminal, ARROWS.get(key, key).encode())
             time.sleep(0.3)  # a key that follows at once would be taken for a part of the escape sequence
 
-    def until_drawn(self, *words: str, seconds: float = 60.0) -> float:
+    def until_drawn(self, *words: str, seconds: float = 240.0) -> float:
         """Wait until all words have been drawn; returns the seconds since the process was started."""
         while not all(word.encode() in self.drawn for word in words):
             took = time.monotonic() - self._began
