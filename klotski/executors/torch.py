@@ -354,7 +354,8 @@ def keep_what_was_learned(
     log.experts(table.summary())
     rates = None
     way = LaneName.LINK if device.has_host_tier else LaneName.DISK
-    if all(totals.sampled.get(lane) for lane in (way, LaneName.COMPUTE)):  # nothing streamed, nothing was read
+    found = totals.rates
+    if all(found.get(lane) for lane in (way, LaneName.COMPUTE)):  # nothing streamed, nothing was read
         totals.sampled["product"] = samples.product
         crowded = 0.0 if device.has_host_tier else totals.busy_share(LaneName.DISK)
         rates = calibration.rates(task.facts, reached(task, totals, samples), crowded, totals.between)

@@ -540,6 +540,7 @@ def test_no_share_is_above_one_however_low_the_rates_that_were_sampled(
     [
         ({"disk": 500.0, "compute": 5000.0}, {"disk": 500.0, "compute": 5000.0}),
         ({"disk": 10.0, "compute": 10.0}, {"disk": 105.0, "compute": 2000.0}),  # beside another busy program
+        ({"disk": 0.0, "compute": 10.0}, {"disk": 105.0, "compute": 2000.0}),  # no expert streams, to be sampled with
         ({"compute": 10.0}, {"compute": 2000.0}),  # nothing streamed
     ],
 )
