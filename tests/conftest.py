@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from klotski.executors import rates
+from tests.engine import sample_little
 
 # The same examples in every run of the tests, so that none fails where the one before passed. `make test-examples`
 # looks for new ones: random, and `EXAMPLES` times as many.
@@ -33,5 +33,5 @@ def fresh_memory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 def hasty_measurements() -> Iterator[None]:
     """How fast the machine is matters to nobody here, and would be most of the time of a run of a second."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rates, "SECONDS", 0.001)
+        sample_little(patch)
         yield

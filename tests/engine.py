@@ -32,7 +32,7 @@ def run_requests(folder: Path, model: Path, requests: list[dict[str, Any]], *ove
 
 def sample_little(patch: pytest.MonkeyPatch) -> None:
     """Let runs measure for moments only what the machine reaches, where nobody asks for it."""
-    for name, value in {"ROUNDS": 1, "SECONDS": 0.01, "FEW_SECONDS": 0.01, "WAKING": 1}.items():
+    for name, value in {"ROUNDS": 1, "SECONDS": 0.001, "FEW_SECONDS": 0.001, "WAKING": 1}.items():
         patch.setattr(rates, name, value)
 
 

@@ -52,7 +52,7 @@ class Place(NamedTuple):
 
     stops: torch.Tensor
     prompt: int
-    device: torch.device
+    device: str
 
 
 Make = Callable[[Any, Place], LogitsProcessor]
@@ -63,17 +63,17 @@ ALWAYS: dict[str, Make] = {
     "repetition_penalty": lambda value, place: RepetitionPenaltyLogitsProcessor(value),
     "no_repeat_ngram_size": lambda value, place: NoRepeatNGramLogitsProcessor(value),
     "bad_words_ids": lambda value, place: NoBadWordsLogitsProcessor(value, place.stops),
-    "min_length": lambda value, place: MinLengthLogitsProcessor(value, place.stops, device=str(place.device)),
+    "min_length": lambda value, place: MinLengthLogitsProcessor(value, place.stops, device=place.device),
     "min_new_tokens": lambda value, place: MinNewTokensLengthLogitsProcessor(
-        place.prompt, value, place.stops, device=str(place.device)
+        place.prompt, value, place.stops, device=place.device
     ),
     "remove_invalid_values": lambda value, place: InfNanRemoveLogitsProcessor(),
     "exponential_decay_length_penalty": lambda value, place: ExponentialDecayLengthPenalty(
         value, place.stops, place.prompt
     ),
-    "suppress_tokens": lambda value, place: SuppressTokensLogitsProcessor(value, device=str(place.device)),
+    "suppress_tokens": lambda value, place: SuppressTokensLogitsProcessor(value, device=place.device),
     "begin_suppress_tokens": lambda value, place: SuppressTokensAtBeginLogitsProcessor(
-        value, place.prompt, device=str(place.device)
+        value, place.prompt, device=place.device
     ),
 }
 """Settings of a generation config that greedy decoding honours as well."""
@@ -83,7 +83,7 @@ WHEN_SAMPLED: dict[str, Make] = {
     "min_p": lambda value, place: MinPLogitsWarper(value),
     "typical_p": lambda value, place: TypicalLogitsWarper(value),
     "epsilon_cutoff": lambda value, place: EpsilonLogitsWarper(value),
-    "eta_cutoff": lambda value, place: EtaLogitsWarper(value, device=str(place.device)),
+    "eta_cutoff": lambda value, place: EtaLogitsWarper(value, device=place.device),
 }
 """Settings that count where the temperature is above 0."""
 NEED_STOPS = ("min_length", "min_new_tokens", "exponential_decay_length_penalty")
@@ -93,7 +93,8 @@ class Row:
     """One sequence of a padded batch; `before`: tokens of padding before its prompt."""
 
     def __init__(self, request: Request, before: int, decoding: Decoding, device: torch.device) -> None:
-        place = Place(torch.tensor(decoding.stop_ids, device=device), len(request.prompt), device)
+        stops = to_device(torch.tensor(decoding.stop_ids), device)
+        place = Place(stops, len(request.prompt), str(device))
         self._before = before
         self._temperature = request.temperature
         self._generator = torch.Generator().manual_seed(request.noise)

@@ -18,8 +18,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from klotski.core import Block
 from klotski.errors import CheckpointError, KlotskiError, OutputError
-from klotski.model import OpenModel, open_model
+from klotski.model import Shell, open_model
+from klotski.model.naming import locate
 from klotski.telemetry import RunLog
+from klotski.weights.checkpoint import Checkpoint
+from klotski.weights.layout import lay_out
 from klotski.weights.memory import allocate
 from klotski.weights.reader import Reader, largest_staging
 from tests.architectures import COMMON, save_checkpoint
@@ -134,9 +137,11 @@ def test_the_runs_of_a_sweep_over_damaged_checkpoints_end_in_one_sentence_each(r
         assert each["error"] == sentence
 
 
-def meaning(model: OpenModel) -> object:
-    """Where each byte of each block comes from."""
-    return model.fixed, model.layouts
+def meaning(folder: Path, shell: Shell) -> object:
+    """Where each byte of each block of a model comes from."""
+    checkpoint = Checkpoint(folder)
+    parts = locate(shell, checkpoint)
+    return [lay_out(block, specs, parts, checkpoint) for block, specs in shell.specs.items()]
 
 
 def test_a_flipped_bit_in_the_header_is_refused_or_changes_nothing(tmp_path: Path) -> None:
@@ -145,14 +150,15 @@ def test_a_flipped_bit_in_the_header_is_refused_or_changes_nothing(tmp_path: Pat
     end = 8 + int.from_bytes(original[:8], "little")
     # All of the length; of the rest, steps that share no factor with the entries' own rhythm.
     positions = [*range(8), *range(8, 400, 7), *range(400, end, 101)]
-    expected = meaning(open_model(tmp_path, None))
+    shell = open_model(tmp_path, None).shell
+    expected = meaning(tmp_path, shell)
     changed = []
     with file.open("r+b", buffering=0) as stream:
         for position in positions:
             for bit in range(8):
                 os.pwrite(stream.fileno(), bytes([original[position] ^ 1 << bit]), position)
                 try:
-                    if meaning(open_model(tmp_path, None)) != expected:
+                    if meaning(tmp_path, shell) != expected:
                         changed.append((position, bit, original[position - 40 : position + 10]))
                 except KlotskiError as error:
                     assert str(tmp_path) in str(error), "says which checkpoint is damaged"

@@ -11,15 +11,10 @@ import torch
 
 from klotski.errors import KlotskiError
 from klotski.executors import torch as executor
-from tests.engine import run_engine, sample_little
+from tests.engine import run_engine
 
 FLOAT, THREADS = ("model.dtype=float32",), ("hw.threads=2",)
 JOB = ("workload.limit=1", "workload.max_tokens=1", "history=none")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample_little(monkeypatch)
 
 
 def state() -> dict[str, Any]:

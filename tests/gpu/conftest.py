@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.card import Card
-from tests.engine import sample_little
 from tests.tiers.schedules import believe
 
 HAS_GPU = torch.cuda.is_available()
@@ -20,7 +19,6 @@ def new_card(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[], AbstractContextManager[object]]:
     """Makes that in which there is a card: the real one, or one of threads."""
-    sample_little(monkeypatch)  # nobody asks here what a card reaches
     believe(monkeypatch)
     return nullcontext if request.param == "gpu" else Card
 

@@ -11,14 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from klotski.errors import KlotskiError, ModelError
 from klotski.model import open_model
 from tests.architectures import ARCHITECTURES, save_checkpoint
-from tests.engine import read_lines, read_results, run_requests, sample_little
+from tests.engine import read_lines, read_results, run_requests
 
 EXPERTS = ARCHITECTURES["mixtral"]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    sample_little(monkeypatch)
 
 
 def requests(*lengths: tuple[int, int]) -> list[dict[str, Any]]:

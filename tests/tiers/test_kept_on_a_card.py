@@ -12,7 +12,7 @@ from klotski.executors.devices import CudaDevice
 from klotski.executors.torch import TorchExecutor
 from tests.architectures import save_checkpoint
 from tests.card import Card
-from tests.engine import read_results, run_requests, sample_little
+from tests.engine import read_results, run_requests
 from tests.tiers.schedules import GPU
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
@@ -63,7 +63,6 @@ def test_the_least_budget_that_is_accepted_is_enough(
     model = save_checkpoint(case.architecture, tmp_path / "model", **case.settings)
     requests = unequal_prompts(32, 60)
     monkeypatch.setattr("klotski.executors.create", lambda config: TorchExecutor(CudaDevice()))
-    sample_little(monkeypatch)
     settings = [
         *GPU,
         f"placement.kv_cache={case.kv_cache}",

@@ -20,7 +20,7 @@ from klotski.lanes.cuda import CudaClock
 from klotski.model import slices
 from tests.card import Card
 from tests.card.streams import Stream
-from tests.engine import read_lines, read_results, run_requests, sample_little
+from tests.engine import read_lines, read_results, run_requests
 from tests.reference import plain_generate
 from tests.tiers.schedules import GPU, PHASES, REQUESTS, SCHEDULES, Schedule, believe
 
@@ -33,7 +33,6 @@ def run_on(card: Card, folder: Path, model: Path, *overrides: str) -> dict[str, 
     """A run on a card that is there; returns its metrics."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("klotski.executors.create", lambda config: TorchExecutor(CudaDevice()))
-        sample_little(patch)
         believe(patch)
         metrics = run_requests(folder, model, REQUESTS, *GPU, *overrides)
     assert metrics["peak_memory"]["device"] == card.peak
@@ -96,7 +95,6 @@ def test_only_the_cores_compute_in_blocks_for_their_caches(
             stack.enter_context(Card())
             device = CudaDevice()
         monkeypatch.setattr("klotski.executors.create", lambda config: TorchExecutor(device))
-        sample_little(monkeypatch)
         run_requests(tmp_path, model, requests, "model.dtype=float32", *(GPU if is_on_card else []), *LARGE)
     assert (max(sequences), max(queries), max(normed)) == ((9, 130, 9 * 130) if is_on_card else (2, 64, 50))
     assert read_results(tmp_path) == plain_generate(model, requests, batch_size=9)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from klotski.errors import KlotskiError
 from klotski.model import open_model
 from tests.architectures import save_checkpoint
-from tests.engine import read_results, run_requests, sample_little
+from tests.engine import read_results, run_requests
 from tests.reference import plain_generate
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -108,11 +108,8 @@ def tensors_that_the_model_does_not_use(folder: Path) -> None:
         tensors_that_the_model_does_not_use,
     ],
 )
-def test_tokens_are_those_of_the_weights_that_transformers_takes(
-    make: Change, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tokens_are_those_of_the_weights_that_transformers_takes(make: Change, tmp_path: Path) -> None:
     make(tmp_path / "model")
-    sample_little(monkeypatch)
     run_requests(tmp_path, tmp_path / "model", REQUESTS)
     assert read_results(tmp_path) == plain_generate(tmp_path / "model", REQUESTS)
 
