@@ -44,7 +44,7 @@ def write_requests(file: Path, requests: list[dict[str, Any]]) -> Path:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """A JSONL file."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return [json.loads(line) for line in file.read_bytes().splitlines()]
 
 
 def read_results(run: Path) -> dict[str, list[int]]:
