@@ -28,7 +28,7 @@ test: lint ## everything that has to hold
 test-examples: setup ## new random examples for the property tests, EXAMPLES=20 times as many as in `make test`
 	EXAMPLES=$(or $(EXAMPLES),20) $(BIN)/pytest -n 2 -m 'hypothesis and not slow'
 
-test-slow: setup ## random schedules over three tiers, a thousand and a hundred, and the paper's tables predicted; an hour
+test-slow: setup ## random schedules over three tiers, runs ended at random moments, the paper's tables predicted; an hour
 	EXAMPLES=1 $(BIN)/pytest -m slow -n 2
 
 test-oldest: $(VENV)-oldest/.ready ## all tests on the oldest torch and transformers that are allowed; downloads gigabytes of CUDA
