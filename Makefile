@@ -25,7 +25,7 @@ monitor: setup ## watch the newest run, or ARGS=RUN
 test: lint ## everything that has to hold
 	$(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 
-test-examples: setup ## new random examples for the property tests, EXAMPLES=20 times as many as in `make test`
+test-examples: setup ## new random examples for the property tests, 20 times the number of `make test` (EXAMPLES=20)
 	EXAMPLES=$(or $(EXAMPLES),20) $(BIN)/pytest -n 2 -m 'hypothesis and not slow'
 
 test-slow: setup ## random schedules over three tiers, runs ended at random moments, the paper's tables predicted; an hour

@@ -27,7 +27,7 @@ class Device(Protocol):
     """What the torch executor asks of a device.
 
     `place`: torch's word for it. `has_host_tier`: it has memory of its own, with CPU memory below it.
-    `cache_blocking`: it computes a layer faster over so many tokens at a time as its caches hold.
+    `cache_blocking`: whether it is faster to compute a layer over pieces that fit into its caches.
     """
 
     place: torch.device

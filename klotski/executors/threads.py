@@ -15,7 +15,7 @@ __all__ = ["computing_threads"]
 
 @contextmanager
 def computing_threads(hw: HwConfig) -> Iterator[None]:
-    """Compute with `hw.threads` threads, and afterwards with as many as before: a next job's `auto` means these.
+    """Compute with `hw.threads` threads, and restore the number afterwards: the next job's `auto` means that number.
 
     `auto`: no more than there are cores granted, unless `OMP_NUM_THREADS` is set. Threads beyond a CPU quota use it up
     early in each period, and all of them stand still for the rest of it.

@@ -58,7 +58,7 @@ def keeps_all_tokens(config: PreTrainedConfig) -> bool:
 def takes_padding(config: PreTrainedConfig) -> bool:
     """Whether sequences come out the same when they are padded.
 
-    An index of sparse attention chooses so many tokens to look at, and padding takes the place of some.
+    The index of sparse attention selects a fixed number of tokens to attend to, and padding would be among them.
     """
     return not any(hasattr(layer, "update_indexer") for layer in make_cache(config, 0).layers)
 

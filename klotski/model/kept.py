@@ -52,7 +52,7 @@ def find_kept(model: PreTrainedModel, config: PreTrainedConfig) -> list[Kept]:
 
 
 def run_on_meta(model: PreTrainedModel, cache: DynamicCache, tokens: int) -> DynamicCache:
-    """Let a model's code fill a cache with one sequence of so many tokens."""
+    """Run a model's code over one sequence of `tokens` tokens, which fills the cache."""
     ids = torch.ones((1, tokens), dtype=torch.long, device="meta")
     with torch.device("meta"), torch.no_grad(), _NoValues(), unchanged(model):
         _Probe(model, input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).switch()

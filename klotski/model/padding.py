@@ -18,7 +18,7 @@ Places = torch.Tensor | None
 
 
 class Padding:
-    """The padding of a batch whose prompts have so many tokens each.
+    """The padding of a batch. `prompts`: tokens of each prompt.
 
     `ended`: whether each sequence has ended. `skipped`: tokens that no experts were asked for, over all layers so far.
     """
@@ -31,7 +31,7 @@ class Padding:
         self._mask: torch.Tensor | None = None  # [B, T] of the step: what belongs to a sequence; None: all does
 
     def step(self, seen: int, tokens: int) -> None:
-        """A step begins: so many tokens of each sequence, after the `seen` that went through the layers before."""
+        """Begin a step of `tokens` tokens of each sequence, after the `seen` of earlier steps."""
         mask = torch.arange(seen, seen + tokens) >= self._before[:, None]
         mask &= ~torch.tensor(self.ended)[:, None]
         self._mask = None if mask.all() else mask
@@ -53,7 +53,7 @@ class Padding:
         return rows if some is None else rows[some]
 
     def _places(self, sizes: Sequence[int]) -> list[Places]:
-        """Indices of what is not padding in calls about so many tokens, of the batch's rows in their order."""
+        """Indices of what is not padding, for calls of these sizes [tokens], over the batch's rows in order."""
         if self._mask is None:
             return [None] * len(sizes)
         mask = self._mask if sum(sizes) == self._mask.numel() else self._mask[:, -1]  # the last layer: the last tokens

@@ -64,7 +64,7 @@ class ModelFacts:
         return replace(self, slice_tokens=0, expanded_bytes=expanded, repeated_bytes=0)
 
     def kept_bytes(self, sequences: float, context: float) -> float:
-        """Bytes that layers keep of so many sequences with so many tokens in all, in either tier."""
+        """Bytes that layers keep of `sequences` with `context` tokens in total, in either tier."""
         return context * self.kv_bytes + self.staying_bytes(sequences, context)
 
     def staying_bytes(self, sequences: float, context: float) -> float:
@@ -82,9 +82,10 @@ class ModelFacts:
         return len(self.expert_counts)
 
     def flops(self, tokens: int, sampled: int, pairs: int, spared: int, padding: int = 0) -> int:
-        """Operations of a sweep with so many tokens, sequences that are given one, pairs, and spared tokens.
+        """Floating-point operations of a sweep: `tokens` through the layers, `sampled` sequences, attended `pairs`.
 
-        `padding`: of the tokens those that no experts were computed for, over all layers.
+        `spared`: tokens of which the last layer computes keys and values only. `padding`: tokens that no experts were
+        computed for, summed over all layers.
         """
         through = tokens * (self.dense_flops + self.expert_flops) - spared * self.spared_flops
         layers = sum(count > 0 for count in self.expert_counts)

@@ -67,13 +67,13 @@ def memory_limits() -> Iterator[tuple[int, str]]:
 
 
 def beside(others: Sequence[Outstanding], nbytes: int, whose: str) -> tuple[int, str]:
-    """What other runs leave of so many bytes, and the words for it."""
+    """The bytes that other runs leave of `nbytes`, and the reason in words."""
     reserved = sum(other.nbytes for other in others)
     return nbytes - reserved, whose + f" beside {reserved / 1e9:.1f} GB that other runs have reserved" * bool(reserved)
 
 
 def granted_cores() -> int:
-    """Whole cores that this process may keep busy: of those that it may run on, as many as its CPU quota pays for."""
+    """Whole cores that this process may keep busy: those it may run on, limited by its CPU quota."""
     cores = given_cores()
     quota = cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))

@@ -47,7 +47,7 @@ class Rates(NamedTuple):
 
     @property
     def measured(self) -> list[str]:
-        """Those that somebody has measured on this machine, by their reason; others are nominal, set or assumed."""
+        """Names of the rates that were measured on this machine; the others are nominal, set or assumed."""
         numbers = (name for name in self._fields if name not in ("reason", "reasons"))
         return [name for name in numbers if self.why(name).startswith(MEASURED)]
 

@@ -11,7 +11,7 @@ __all__ = ["OPEN", "Budget", "Terms", "Wishes"]
 
 
 class Budget(NamedTuple):
-    """Bytes of the device tier, why so many, and what the process takes of them by itself; the host tier's likewise."""
+    """Bytes of the device tier, the reason, and what the process takes of them by itself; the host tier's likewise."""
 
     nbytes: int
     reason: str

@@ -49,8 +49,8 @@ class HwConfig:
     runtime_memory: str = "auto"
     """What the interpreter and torch take of the budget by themselves. `auto`: measured. `0` plans for blocks alone."""
     threads: str = "auto"
-    """Threads for arithmetic. `auto`: one for each core that the process may run on, or fewer, as many as its CPU quota
-    pays for. `OMP_NUM_THREADS` counts where it is set."""
+    """Threads for arithmetic. `auto`: one for each core that the process may run on, or fewer if its CPU quota
+    allows fewer. `OMP_NUM_THREADS` counts where it is set."""
     disk_bandwidth: str = "auto"
     """What blocks come from disk at, to plan by: `1.6GB/s`. `auto`: what earlier runs of the model measured."""
     compute_rate: str = "auto"

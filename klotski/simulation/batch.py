@@ -12,8 +12,8 @@ class SyntheticBatch:
     """Requests that are decoded together to their greatest length; see `pipeline.Batch`.
 
     Prompts are padded to the longest, and read at most `prefill_tokens` at a time. `spares`: the last layer
-    only keeps keys and values of all tokens but a prompt's last. `kept_bytes`: what layers keep of so many sequences
-    with so many tokens in all.
+    only keeps keys and values of all tokens but a prompt's last. `kept_bytes`: bytes that layers keep of a number of
+    sequences with a number of tokens in total.
     `attends_below`: whether attention of new tokens is computed where keys and values are, elsewhere. `on_end` hears
     of each request once it has its last token.
     """
