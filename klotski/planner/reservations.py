@@ -7,7 +7,6 @@ does not have yet. Records of processes that have ended are ignored.
 Kept in the user's cache: runs of other users, and of containers with a cache of their own, are not known.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import psutil
+from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
 __all__ = ["Outstanding", "one_at_a_time", "outstanding", "release", "reserve"]
@@ -38,20 +38,27 @@ class Outstanding(NamedTuple):
 def one_at_a_time() -> Iterator[None]:
     """Wait until no other run plans; until the end of the block none does."""
     file = folder() / f"memory-{socket.gethostname()}.lock"
+    lock = FileLock(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        lock = file.open("a")
+        take(lock)
     except OSError as error:
         logger.warning("%s: %s; memory that other runs are about to take is not left to them", file, error.strerror)
         yield
         return
-    with lock:  # closing it unlocks it
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("another run is planning its memory; this one plans next")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def take(lock: FileLock) -> None:
+    """Acquire a lock, and say so if that takes a while."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        logger.info("another run is planning its memory; this one plans next")
+        lock.acquire()
 
 
 def reserve(nbytes: int) -> None:
