@@ -11,12 +11,13 @@ from rich.console import Console
 from klotski.core import Block, LaneName, Residents, SweepReport
 from klotski.executors.account import Account
 from klotski.executors.caches import CachePlaces, MovingCaches, Place
-from klotski.executors.devices import Device, find_device, name_of
+from klotski.executors.devices import Device, find_device
 from klotski.executors.facts import outline_of, workspace_shape
 from klotski.executors.garbage import collect_earlier_runs
+from klotski.executors.learned import keep_what_was_learned
 from klotski.executors.machine import machine_rates, setup_of
 from klotski.executors.opening import open_for
-from klotski.executors.planning import describe, hardware_file
+from klotski.executors.planning import describe
 from klotski.executors.rates import RateSamples
 from klotski.executors.recording import RecordingPredictor
 from klotski.executors.task import (
@@ -56,11 +57,8 @@ from klotski.pipeline import (
     run_group,
 )
 from klotski.planner import (
-    CROWDED,
-    NOMINAL,
     Calibration,
     Plan,
-    Rates,
     find_gpus,
     first_blocks,
     placement_order,
@@ -68,7 +66,6 @@ from klotski.planner import (
     reset_peak_memory,
     show_plan,
 )
-from klotski.planner.calibration import MEASURED
 from klotski.planner.reservations import release
 from klotski.schema import RunConfig, SyntheticWorkload, WorkloadConfig
 from klotski.shutdown import CleanUp
@@ -86,7 +83,6 @@ __all__ = ["TorchExecutor"]
 
 logger = logging.getLogger(__name__)
 
-MOSTLY = 0.5  # of a run's time
 NEARLY_ALL = 0.95  # of the budget; a sweep without prompts takes less of the heap than what is left
 
 
@@ -339,48 +335,3 @@ def make_batches(
         )
         place.owner = ref(batch)
         yield batch
-
-
-def keep_what_was_learned(
-    table: RoutingTable,
-    task: Task,
-    calibration: Calibration,
-    log: RunLog,
-    totals: Totals,
-    samples: RateSamples,
-    device: Device,
-) -> None:
-    """Leave it in the run's folder, and for the next run."""
-    log.experts(table.summary())
-    rates = None
-    way = LaneName.LINK if device.has_host_tier else LaneName.DISK
-    found = totals.rates
-    if all(found.get(lane) for lane in (way, LaneName.COMPUTE)):  # nothing streamed, nothing was read
-        totals.sampled["product"] = samples.product
-        crowded = 0.0 if device.has_host_tier else totals.busy_share(LaneName.DISK)
-        rates = calibration.rates(task.facts, reached(task, totals, samples), crowded, totals.between)
-        gpu = name_of(device) if device.has_host_tier else "none"
-        log.hardware(hardware_file(rates, task.terms.budget, gpu))
-    task.history.keep(table, rates)
-
-
-def reached(task: Task, totals: Totals, samples: RateSamples) -> Rates:
-    """What was measured beside the spans. Of a machine with a GPU the rest is what the run was planned by."""
-    planned, rates = task.terms.rates, totals.rates
-    seen = {"compute": rates[LaneName.COMPUTE], "product": samples.product}
-    if planned.link is not None:
-        return planned.because(MEASURED, link=rates[LaneName.LINK], **seen)
-    return NOMINAL.because(MEASURED, disk=reached_by_disk(totals), start=samples.start, wake=samples.wake, **seen)
-
-
-def reached_by_disk(totals: Totals) -> float:
-    """Bytes a second at which blocks came, were the cores at rest; as sampled, if there was little to read.
-
-    A run reads for longer than a sample, and a disk that others use as well does not keep up its best rate.
-    """
-    sweeps = totals.sweeps
-    seconds = sum(sweep.busy.get(LaneName.DISK, 0.0) for sweep in sweeps)
-    if totals.busy_share(LaneName.DISK) < MOSTLY:
-        return totals.rates[LaneName.DISK]
-    nbytes = sum(sweep.nbytes.get(LaneName.DISK, 0) for sweep in sweeps)
-    return nbytes / seconds * (1 + CROWDED * totals.busy_share(LaneName.COMPUTE))
