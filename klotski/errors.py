@@ -9,6 +9,9 @@ KlotskiError
 └── OutputError       results cannot be written
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "BudgetError",
     "CheckpointError",
@@ -18,6 +21,7 @@ __all__ = [
     "OutputError",
     "WorkloadError",
     "first_line",
+    "panics_are_errors",
 ]
 
 
@@ -53,3 +57,18 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message that says something, or else the error's kind: for use in a sentence."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__).rstrip(". ")
+
+
+@contextmanager
+def panics_are_errors() -> Iterator[None]:
+    """Turn a panic of a library written in Rust, as tokenizers is, into an error that `except Exception` catches.
+
+    Raises:
+        RuntimeError: the library panicked; the message is its own.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # pyo3 gives each extension module a class of its own
+            raise
+        raise RuntimeError(first_line(error)) from error

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from klotski.core import FIXED, Block
-from klotski.errors import first_line
+from klotski.errors import first_line, panics_are_errors
 from klotski.model.generation import read_decoding
 from klotski.model.naming import locate
 from klotski.model.rope import context_length
@@ -97,7 +97,8 @@ def read_tokenizer(folder: Path) -> Any | None:
     if not any((folder / name).is_file() for name in names):
         return None
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with panics_are_errors():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # a tokenizer's own code raises whatever its files lead to
         logger.warning(
             "%s: the tokenizer cannot be read (%s), so that only token ids can be run", folder, first_line(error)

@@ -5,17 +5,21 @@ it has no place for is refused, because a template drops it without a word.
 """
 
 import re
+from inspect import signature
 from typing import Any
 
 import msgspec
 
-from klotski.errors import WorkloadError, first_line
+from klotski.errors import WorkloadError, first_line, panics_are_errors
 from klotski.workload.lines import Line
 
 __all__ = ["apply_template"]
 
 # `for part in message.content`, in the spellings that templates use: content is then a list of parts.
 READS_PARTS = re.compile(r"for\s+\w+\s+in\s+\w+(\.content|\[\s*['\"]content['\"]\s*\])")
+
+FOR_TEMPLATES = ("tools", "documents", "add_generation_prompt")  # of what tokenizers are called with
+READ_ELSEWHERE = ("role", "content", "tool_calls", "tool_call_id")  # an answer's place tells which call it is for
 
 
 def apply_template(tokenizer: Any, line: Line) -> list[int]:
@@ -37,8 +41,13 @@ def apply_template(tokenizer: Any, line: Line) -> list[int]:
     extra = {name: value for name, value in extra.items() if value is not None}
     for name in extra:
         check_place(template, name)
+        if name in ("messages", *signature(tokenizer.apply_chat_template).parameters) and name not in FOR_TEMPLATES:
+            raise WorkloadError(f"chat_template_kwargs cannot have {name}, which is not passed on to the chat template")
     try:
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **extra)
+        with panics_are_errors():
+            encoded = tokenizer.apply_chat_template(
+                messages, **{"add_generation_prompt": True} | extra, return_dict=True
+            )
     except Exception as error:  # roles that do not alternate, say, or whatever the template's code runs into
         raise WorkloadError(f"the chat template refuses the messages: {first_line(error)}") from error
     return list(encoded["input_ids"])
@@ -54,8 +63,13 @@ def prepare(index: int, message: dict[str, Any], template: str | None) -> dict[s
         raise WorkloadError(f"{where} has no content")
     if content is not None:
         message = message | {"content": read_content(where, content, template)}
+    for name in message:
+        if name not in READ_ELSEWHERE and message[name]:
+            check_place(template, name, where)
     if calls:
-        check_place(template, "tool_calls")
+        check_place(template, "tool_calls", where)
+        if not isinstance(calls, list):
+            raise WorkloadError(f"{where}.tool_calls must be a list of calls")
         message = message | {"tool_calls": [read_call(f"{where}.tool_calls", call) for call in calls]}
     return message
 
@@ -85,11 +99,11 @@ def read_call(where: str, call: object) -> object:
         return call
     try:
         return call | {"function": function | {"arguments": msgspec.json.decode(arguments or "{}")}}
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise WorkloadError(f"{where} has arguments that are not JSON: {error}") from error
 
 
-def check_place(template: str | None, name: str) -> None:
+def check_place(template: str | None, name: str, where: str = "") -> None:
     """Refuse what a template does not read. `template`: None where only the number of tokens is wanted."""
     if template is not None and not re.search(rf"\b{re.escape(name)}\b", template):
-        raise WorkloadError(f"the chat template has no place for {name}")
+        raise WorkloadError(f"the chat template has no place for {name}" + f" of {where}" * bool(where))

@@ -17,7 +17,7 @@ import msgspec
 
 from klotski.assets import BUNDLED, PROMPTS
 from klotski.core import Request
-from klotski.errors import WorkloadError, first_line
+from klotski.errors import WorkloadError, first_line, panics_are_errors
 from klotski.schema import JsonlWorkload, SyntheticWorkload, WorkloadConfig
 from klotski.workload.chats import apply_template
 from klotski.workload.lines import Ids, Line, Noise, read_line
@@ -43,7 +43,7 @@ class RoughTokenizer:
 
     def apply_chat_template(self, messages: list[dict[str, Any]], **extra: Any) -> dict[str, list[int]]:
         """The same for a chat, with a few tokens around each turn, and for all that goes with it."""
-        texts = [turn.get("content") or msgspec.json.encode(turn["tool_calls"]).decode() for turn in messages]
+        texts = [turn.get("content") or msgspec.json.encode(turn.get("tool_calls") or "").decode() for turn in messages]
         others = [msgspec.json.encode(extra[name]).decode() for name in ("tools", "documents") if name in extra]
         return {"input_ids": [token for text in (*texts, *others) for token in [*self.encode(text), 0, 0, 0, 0]]}
 
@@ -102,7 +102,8 @@ class Encoder:
         if self.tokenizer is None:
             return ""
         try:
-            return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+            with panics_are_errors():
+                return str(self.tokenizer.decode(list(token_ids), skip_special_tokens=True))
         except Exception as error:  # the tokens are there all the same
             logger.warning("a result has no text: the tokenizer cannot decode it (%s)", first_line(error))
             return ""
@@ -115,7 +116,8 @@ class Encoder:
         if line.messages is not None:
             return apply_template(self.tokenizer, line)
         try:
-            return list(self.tokenizer.encode(line.prompt, verbose=False))
+            with panics_are_errors():
+                return list(self.tokenizer.encode(line.prompt, verbose=False))
         except Exception as error:  # a tokenizer is the checkpoint's own code
             raise WorkloadError(f"the tokenizer refuses the prompt: {first_line(error)}") from error
 
@@ -170,6 +172,8 @@ def decode_line(text: bytes) -> object:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return error
+    except RecursionError:
+        return WorkloadError("the line has too many values inside of one another")
 
 
 def synthetic(workload: SyntheticWorkload, encoder: Encoder) -> Iterator[Request]:

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from klotski.core import Request
+from klotski.model.opening import read_tokenizer
 from klotski.schema import JsonlWorkload, SyntheticWorkload
 from klotski.workload import Encoder, Limits, RoughTokenizer, load_requests
 from tests.cli.test_errors import save_tokenizer
@@ -25,6 +27,10 @@ PARTS = (
     "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for part in m.content %}w50 {{ part.text }} {% endfor %}{% endif %}{% endfor %}"
 )
+ASKED = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}w6{% endif %}"
+NAMED = "{% for m in messages %}{{ m.name or '' }} {{ m.content }} {% endfor %}"
+CONTROLS = PLAIN + "{# padding tokenize messages #}"
+DEEP = "[" * 100_000
 FAILS = "{% for m in messages %}{{ m.content + 1 }}{% endfor %}"
 ALTERNATES = "{{ raise_exception('roles must alternate') }}"
 WEATHER = {"type": "function", "function": {"name": "w7", "parameters": {}}}
@@ -79,6 +85,9 @@ def user(content: Any, **fields: Any) -> dict[str, Any]:
         (CALLS, {"messages": [user("w5")], "tools": [WEATHER]}, ("w7", "user", "w5")),
         (CALLS, {"messages": [user("w5")], "chat_template_kwargs": {"enable_thinking": True}}, ("w90", "user", "w5")),
         (CALLS, {"messages": [user("w5")], "chat_template_kwargs": {"enable_thinking": False}}, ("user", "w5")),
+        (ASKED, {"messages": [user("w5")]}, ("w5", "w6")),
+        (ASKED, {"messages": [user("w5")], "chat_template_kwargs": {"add_generation_prompt": False}}, ("w5",)),
+        (NAMED, {"messages": [user("w5", name="w6"), user("w7", name=None, refusal=None)]}, ("w6", "w5", "w7")),
         (CALLS, {"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]},
          ("assistant", "w7", "w9")),
         (CALLS, {"messages": [{"role": "assistant", "tool_calls": [CALL]},
@@ -191,10 +200,18 @@ def test_a_seed_may_be_any_number(seed: int, tmp_path: Path) -> None:
         ({"messages": [{"content": "w5"}]}, "messages[0] has no role"),
         ({"messages": ["w5"]}, "messages"),
         ({"messages": []}, "the prompt is empty"),
+        ({"messages": [user("w5", name="w6")]}, "no place for name of messages[0]"),
+        ({"messages": [user("w5", prefix=True)]}, "no place for prefix of messages[0]"),
+        ({"messages": [{"role": "assistant", "tool_calls": 5}]}, "no place for tool_calls of messages[0]"),
+        ({"messages": [user("w5")], "chat_template_kwargs": {"padding": "max_length"}}, "cannot have padding"),
+        ({"messages": [user("w5")], "chat_template_kwargs": {"tokenize": False}}, "cannot have tokenize"),
+        ({"messages": [user("w5")], "chat_template_kwargs": {"messages": []}}, "cannot have messages"),
+        (DEEP, "inside of one another"),
+        ('{"prompt": "w5", "id": ' + DEEP, "inside of one another"),
     ],
 )
-def test_what_nothing_would_come_of_is_refused(line: dict[str, Any], said: str | None, tmp_path: Path) -> None:
-    requests, errors = load(tmp_path, [line], encoder(tmp_path, PLAIN))
+def test_what_nothing_would_come_of_is_refused(line: Any, said: str | None, tmp_path: Path) -> None:
+    requests, errors = load(tmp_path, [line], encoder(tmp_path, CONTROLS))
     assert [said in error["error"] for error in errors] == [True] if said is not None else len(requests) == 1
 
 
@@ -219,12 +236,40 @@ def test_arguments_of_a_tool_call_that_are_no_json_are_refused(tmp_path: Path) -
     lines = [
         {"messages": [{"role": "assistant", "tool_calls": [call]}]},
         {"messages": [{"role": "a", "tool_calls": [5]}]},
+        {"messages": [{"role": "a", "tool_calls": 5}]},
+        {"messages": [{"role": "a", "tool_calls": [CALL | {"function": {"name": "w7", "arguments": DEEP}}]}]},
     ]
     _, errors = load(tmp_path, lines, encoder(tmp_path, CALLS))
     assert [error["error"].partition(":")[0] for error in errors] == [
         "messages[0].tool_calls has arguments that are not JSON",
         "messages[0].tool_calls has a call without a function",
+        "messages[0].tool_calls must be a list of calls",
+        "messages[0].tool_calls has arguments that are not JSON",
     ]
+
+
+def test_a_tokenizer_that_panics_costs_the_lines_that_need_it(tmp_path: Path) -> None:
+    """Rust's panics are no `Exception` in Python."""
+    save_tokenizer(tmp_path)
+    missing: dict[str, Any] = {"type": "TemplateProcessing", "pair": [], "special_tokens": {}}
+    missing["single"] = [{"SpecialToken": {"id": "[none]", "type_id": 0}}]
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": missing}))
+    encode = Encoder(PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json")), Limits(128))
+    requests, errors = load(tmp_path, [{"prompt": "w1"}, {"prompt_token_ids": [4]}], encode)
+    assert [request.number for request in requests] == [2]
+    assert [error["error"] for error in errors] == ["the tokenizer refuses the prompt: no entry found for key"]
+
+
+def test_a_tokenizer_that_panics_when_it_is_read_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panic = type("PanicException", (BaseException,), {})
+
+    def read(*_: Any, **__: Any) -> None:
+        raise panic("no entry found for key")
+
+    save_tokenizer(tmp_path)
+    monkeypatch.setattr("klotski.model.opening.AutoTokenizer", SimpleNamespace(from_pretrained=read))
+    assert read_tokenizer(tmp_path) is None
 
 
 def test_a_tokenizer_with_more_entries_than_the_embedding_has_rows_costs_the_lines_that_use_them(
@@ -248,7 +293,7 @@ def test_a_sequence_may_not_grow_across_a_length_at_which_it_is_recomputed(tmp_p
 
 def test_a_rough_tokenizer_takes_what_a_real_one_would(tmp_path: Path) -> None:
     lines = [{"messages": [{"role": "assistant", "tool_calls": [CALL]}, user([{"type": "text", "text": "w5"}])]}]
-    lines += [{"messages": [user("w5")], "tools": [WEATHER]}]
+    lines += [{"messages": [user("w5")], "tools": [WEATHER]}, {"messages": [user(""), user([])]}]
     requests, errors = load(tmp_path, lines, Encoder(RoughTokenizer(), Limits(128)))
     assert not errors
     assert len(requests[1].prompt) > 10
