@@ -7,10 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedConfig
 
 from klotski.errors import first_line
-from klotski.model.sampling import ALWAYS, WHEN_SAMPLED, Decoding
+from klotski.model.sampling import ALWAYS, WHEN_SAMPLED, Decoding, Place
 
 __all__ = ["read_decoding"]
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "generation_config.json"
 OFF: dict[str, Any] = {"repetition_penalty": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
-"""Values that change nothing; of other settings 0, False and None."""
+"""Values that change nothing, beside None; of other settings 0, False and None."""
 OF_THE_WORKLOAD = ("do_sample", "temperature", "max_length", "max_new_tokens")
 WITHOUT_EFFECT = (
     "bos_token_id",
@@ -50,19 +51,47 @@ def read_decoding(folder: Path, config: PreTrainedConfig) -> Decoding:
     """How a checkpoint wants to be decoded, as far as that is honoured here; what is not is warned about by name."""
     found = read_file(folder)
     said = (found or GenerationConfig.from_model_config(config)).to_diff_dict()
-    ids = said.get("eos_token_id")
-    stop_ids = () if ids is None else tuple(ids) if isinstance(ids, list | tuple) else (ids,)
-    settings = {name: value for name, value in said.items() if is_set(name, value)}
-    ignored = [name for name in settings if name not in {*ALWAYS, *WHEN_SAMPLED}]
-    if ignored:
-        logger.warning(
-            "%s: %s cannot be honoured here", folder / FILE, ", ".join(f"{name}={said[name]}" for name in ignored)
-        )
     vocab_size: int = config.get_text_config().vocab_size
-    pads = (getattr(config.get_text_config(), "pad_token_id", None), *stop_ids, 0)
-    pad_id = next(token for token in pads if token is not None and 0 <= token < vocab_size)
+    stop_ids = read_stop_ids(folder, said.get("eos_token_id"), vocab_size)
+    settings = {name: value for name, value in said.items() if is_set(name, value)}
+    ignored = {name: "" for name in settings if name not in {*ALWAYS, *WHEN_SAMPLED}}
+    ignored |= {
+        name: f" ({why})"
+        for name, value in settings.items()
+        if name not in ignored and (why := what_is_wrong(name, value, stop_ids, vocab_size))
+    }
+    if ignored:
+        listed = ", ".join(f"{name}={said[name]}{why}" for name, why in ignored.items())
+        logger.warning("%s: %s cannot be honoured here", folder / FILE, listed)
+    pads: tuple[Any, ...] = (getattr(config.get_text_config(), "pad_token_id", None), *stop_ids, 0)
+    pad_id = int(next(token for token in pads if is_token(token, vocab_size)))
     temperature = (said.get("temperature") or 1.0) if said.get("do_sample") else None
     return Decoding(stop_ids, pad_id, {name: settings[name] for name in settings if name not in ignored}, temperature)
+
+
+def read_stop_ids(folder: Path, said: Any, vocab_size: int) -> tuple[int, ...]:
+    """The end tokens that a model can give; a warning for what is no token at all."""
+    ids = [] if said is None else said if isinstance(said, list | tuple) else [said]
+    if wrong := [token for token in ids if not isinstance(token, int | float) or token % 1]:
+        logger.warning("%s: eos_token_id=%s is ignored as far as it is no token id: %s", folder / FILE, said, wrong)
+    return tuple(int(token) for token in ids if is_token(token, vocab_size))
+
+
+def is_token(token: Any, vocab_size: int) -> bool:
+    """Whether a value is the id of a token that a model has."""
+    return isinstance(token, int | float) and token in range(vocab_size)
+
+
+def what_is_wrong(name: str, value: Any, stop_ids: tuple[int, ...], vocab_size: int) -> str | None:
+    """Why transformers' code refuses a value of a setting, tried on a made-up sequence; None: it does not."""
+    place = Place(torch.tensor(stop_ids or (0,)), prompt=1, device="cpu")
+    try:
+        processor = (ALWAYS | WHEN_SAMPLED)[name](value, place)
+        for tokens in (1, 2):
+            processor(torch.zeros((1, tokens), dtype=torch.long), torch.zeros((1, vocab_size)))
+    except Exception as error:
+        return first_line(error)
+    return None
 
 
 def read_file(folder: Path) -> GenerationConfig | None:
@@ -79,7 +108,7 @@ def read_file(folder: Path) -> GenerationConfig | None:
 def is_set(name: str, value: Any) -> bool:
     """Whether a setting changes which tokens come out."""
     if name.startswith("_") or name in ("transformers_version", *OF_THE_WORKLOAD, *WITHOUT_EFFECT):
-        return name == "num_beams" and (value or 1) > 1
+        return name == "num_beams" and value not in (None, 0, 1)
     if name.startswith(("output_", "assistant_", "num_assistant", "prompt_lookup")):
         return False
-    return bool(value) and value != OFF.get(name)
+    return value is not None and value != OFF[name] if name in OFF else bool(value)

@@ -31,7 +31,7 @@ from transformers import (
 from klotski.core import Request, Result
 from klotski.lanes.cuda import to_device
 
-__all__ = ["ALWAYS", "WHEN_SAMPLED", "Decoding", "Sampler", "StepScores", "Watch"]
+__all__ = ["ALWAYS", "WHEN_SAMPLED", "Decoding", "Place", "Sampler", "StepScores", "Watch"]
 
 
 class Decoding(NamedTuple):

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from klotski.errors import KlotskiError, ModelError
 from klotski.model import open_model
+from klotski.model.generation import read_decoding
 from tests.architectures import ARCHITECTURES, save_checkpoint
 from tests.engine import read_lines, read_results, run_requests
 
@@ -96,7 +97,50 @@ def test_what_is_not_honoured_is_named(tmp_path: Path, caplog: pytest.LogCapture
     assert "workload.temperature=0.6" in lines[1]
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}, {"epsilon_cutoff": 0.999}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": -1.0},
+        {"repetition_penalty": 0.0},
+        {"no_repeat_ngram_size": "x"},
+        {"bad_words_ids": [5, 6]},
+        {"bad_words_ids": [[9999]]},
+        {"suppress_tokens": "x"},
+        {"min_length": -1},
+        {"sequence_bias": [[[5], "x"]]},
+        {"exponential_decay_length_penalty": 3},
+        {"top_k": -1},
+        {"top_p": 2.0},
+        {"typical_p": 0.0},
+        {"num_beams": "x"},
+        {"eos_token_id": "</s>"},
+        {"eos_token_id": [2, None]},
+    ],
+    ids=str,
+)
+def test_a_value_that_transformers_refuses_is_named_and_the_others_count(
+    settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = AutoConfig.for_model("mixtral", vocab_size=128)
+    good = {"suppress_tokens": [9], "eos_token_id": 2}
+    (tmp_path / "generation_config.json").write_text(json.dumps(good | settings))
+    decoding = read_decoding(tmp_path, config)
+    ((name, _),) = settings.items()
+    assert f"generation_config.json: {name}=" in caplog.text
+    assert decoding.settings == {key: value for key, value in good.items() if key not in ("eos_token_id", name)}
+    assert decoding.stop_ids == (() if settings == {"eos_token_id": "</s>"} else (2,))
+
+
+@pytest.mark.parametrize("token", [-1, 128, 10**30, 1e300])
+def test_an_end_token_that_the_model_cannot_give_is_none(token: float, tmp_path: Path) -> None:
+    config = AutoConfig.for_model("mixtral", vocab_size=128)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [token, 2.0], "min_length": 3}))
+    assert read_decoding(tmp_path, config).stop_ids == (2,)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 1}, {"top_p": 0.0}, {"top_p": 1e-6}, {"min_p": 1.0}, {"epsilon_cutoff": 0.999}]
+)
 def test_sampling_honours_what_cuts_it_off(settings: dict[str, Any], tmp_path: Path) -> None:
     """Cut off behind the likeliest token, sampling is greedy."""
     model = save_checkpoint("mixtral", tmp_path / "model")
