@@ -49,10 +49,10 @@ WITHOUT_EFFECT = (
 
 def read_decoding(folder: Path, config: PreTrainedConfig) -> Decoding:
     """How a checkpoint wants to be decoded, as far as that is honoured here; what is not is warned about by name."""
-    found = read_file(folder)
-    said = (found or GenerationConfig.from_model_config(config)).to_diff_dict()
+    file, found = read_file(folder, config)
+    said = found.to_diff_dict()
     vocab_size: int = config.get_text_config().vocab_size
-    stop_ids = read_stop_ids(folder, said.get("eos_token_id"), vocab_size)
+    stop_ids = read_stop_ids(file, said.get("eos_token_id"), vocab_size)
     settings = {name: value for name, value in said.items() if is_set(name, value)}
     ignored = {name: "" for name in settings if name not in {*ALWAYS, *WHEN_SAMPLED}}
     ignored |= {
@@ -62,18 +62,18 @@ def read_decoding(folder: Path, config: PreTrainedConfig) -> Decoding:
     }
     if ignored:
         listed = ", ".join(f"{name}={said[name]}{why}" for name, why in ignored.items())
-        logger.warning("%s: %s cannot be honoured here", folder / FILE, listed)
+        logger.warning("%s: %s cannot be honoured here", file, listed)
     pads: tuple[Any, ...] = (getattr(config.get_text_config(), "pad_token_id", None), *stop_ids, 0)
     pad_id = int(next(token for token in pads if is_token(token, vocab_size)))
     temperature = (said.get("temperature") or 1.0) if said.get("do_sample") else None
     return Decoding(stop_ids, pad_id, {name: settings[name] for name in settings if name not in ignored}, temperature)
 
 
-def read_stop_ids(folder: Path, said: Any, vocab_size: int) -> tuple[int, ...]:
+def read_stop_ids(file: Path, said: Any, vocab_size: int) -> tuple[int, ...]:
     """The end tokens that a model can give; a warning for what is no token at all."""
     ids = [] if said is None else said if isinstance(said, list | tuple) else [said]
     if wrong := [token for token in ids if not isinstance(token, int | float) or token % 1]:
-        logger.warning("%s: eos_token_id=%s is ignored as far as it is no token id: %s", folder / FILE, said, wrong)
+        logger.warning("%s: eos_token_id=%s is ignored as far as it is no token id: %s", file, said, wrong)
     return tuple(int(token) for token in ids if is_token(token, vocab_size))
 
 
@@ -94,15 +94,21 @@ def what_is_wrong(name: str, value: Any, stop_ids: tuple[int, ...], vocab_size: 
     return None
 
 
-def read_file(folder: Path) -> GenerationConfig | None:
-    """The checkpoint's generation config; None: it has none, or one that cannot be read."""
-    if not (folder / FILE).is_file():
-        return None
-    try:
-        return GenerationConfig.from_pretrained(folder)
-    except Exception as error:  # a damaged file is no reason not to run: its settings are, after all, defaults
-        logger.warning("%s could not be read and is ignored: %s", folder / FILE, first_line(error))
-        return None
+def read_file(folder: Path, config: PreTrainedConfig) -> tuple[Path, GenerationConfig]:
+    """The checkpoint's generation config and the file that it is from. A file that cannot be read is warned about.
+
+    Source: `transformers.GenerationMixin.adjust_generation_fn`.
+    """
+    model_config = folder / "config.json"
+    for file, options in ((folder / FILE, {}), (model_config, {"_from_model_config": True})):
+        if file.is_file():
+            try:
+                return file, GenerationConfig.from_pretrained(folder, config_file_name=file.name, **options)
+            except Exception as error:  # what it asks for are, after all, defaults
+                logger.warning(
+                    "settings of generation in %s could not be read and are ignored: %s", file, first_line(error)
+                )
+    return model_config, GenerationConfig(eos_token_id=getattr(config.get_text_config(), "eos_token_id", None))
 
 
 def is_set(name: str, value: Any) -> bool:

@@ -10,11 +10,12 @@ from transformers import AutoTokenizer, PreTrainedConfig
 
 from klotski.core import FIXED, Block
 from klotski.errors import first_line, panics_are_errors
+from klotski.model.config import read_config
 from klotski.model.generation import read_decoding
 from klotski.model.naming import locate
 from klotski.model.rope import context_length
 from klotski.model.sampling import Decoding
-from klotski.model.shell import Shell, read_config
+from klotski.model.shell import Shell
 from klotski.weights.checkpoint import Checkpoint
 from klotski.weights.dummy import lay_out_dummy
 from klotski.weights.finding import has_adapter

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Mapping
 from inspect import signature
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import PreTrainedModel
 
@@ -29,29 +28,9 @@ from klotski.model.handover import EXPERTS_IMPLEMENTATION, install, register
 from klotski.model.kept import find_kept
 from klotski.model.rope import install_stateless_rope
 from klotski.model.slices import cut_last_layer, cut_layer, cut_norm
-from klotski.weights.finding import read_config_file
 from klotski.weights.layout import ParameterSpec
-from klotski.weights.quantization import refuse_quantized
 
-__all__ = ["Shell", "read_config"]
-
-
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The checkpoint's config.
-
-    Raises:
-        CheckpointError: it is missing or unreadable.
-        ModelError: transformers does not know the architecture, or the weights are quantized.
-    """
-    refuse_quantized(folder, read_config_file(folder))
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # a config's own code raises whatever its values lead to
-        raise ModelError(f"{folder / 'config.json'}: {first_line(error)}") from error
-    text = config.get_text_config()
-    if (getattr(text, "pad_token_id", None) or 0) >= text.vocab_size:  # models refuse to be built with it
-        text.pad_token_id = None
-    return config
+__all__ = ["Shell"]
 
 
 class Shell:
@@ -83,6 +62,8 @@ class Shell:
         self.model.generation_config = GenerationConfig()  # the run's own settings, nobody's defaults
         self.layers, prefix = find_layers(self.model)
         self.experts = [find_experts(layer) for layer in self.layers]
+        if self.top_k < 1:
+            raise ModelError(f"{config.model_type} chooses {self.top_k} experts for a token; check config.json")
         self.kept = find_kept(self.model, config)
         self._homes = find_homes(self.model)
         self._prefix = prefix
@@ -118,7 +99,7 @@ class Shell:
             "top_k_experts",
         )
         found = [getattr(text, name, None) for name in names]
-        values = [max(value) if isinstance(value, list | tuple) else value for value in found if value]
+        values = [max(value) if isinstance(value, list | tuple) else value for value in found if value is not None]
         return int(values[0]) if values else 2
 
     def score(self, hidden: torch.Tensor) -> torch.Tensor:

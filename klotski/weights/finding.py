@@ -5,6 +5,7 @@ or else of the shards that `model.safetensors.index.json` names, unless `transfo
 another file. Source: `transformers.modeling_utils._get_resolved_checkpoint_files`.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         CheckpointError: it is missing, or not a JSON object.
     """
     try:
-        return msgspec.json.decode((folder / "config.json").read_bytes(), type=dict[str, Any])
+        content = json.loads((folder / "config.json").read_bytes())  # with NaN and Infinity, as transformers reads it
     except FileNotFoundError as error:
         adapter = " but an adapter: merge it into its base model first" if has_adapter(folder) else ""
         raise CheckpointError(
@@ -81,8 +82,11 @@ def read_config_file(folder: Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise CheckpointError(f"{folder / 'config.json'} could not be read: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is damaged ({error}); fetch it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{folder / 'config.json'} is damaged (it is not a JSON object); fetch it again")
+    return content
 
 
 def has_adapter(folder: Path) -> bool:

@@ -18,8 +18,8 @@ def refuse_quantized(folder: Path, config: Mapping[str, Any]) -> None:
     Raises:
         ModelError: it does; the message says how.
     """
-    texts = (config, config.get("text_config"))
-    found = next((text["quantization_config"] for text in texts if text and text.get("quantization_config")), None)
+    texts = [text for text in (config, config.get("text_config")) if isinstance(text, Mapping)]
+    found = next((text["quantization_config"] for text in texts if text.get("quantization_config")), None)
     if found is not None:
         method = found.get("quant_method") if isinstance(found, Mapping) else None
         how = f" ({method})" if method else ""

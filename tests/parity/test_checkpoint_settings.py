@@ -86,6 +86,56 @@ def test_where_there_is_no_generation_config_the_model_s_config_has_the_end_toke
     assert {line["finish_reason"] for line in read_lines(tmp_path / "results.jsonl")} >= {"stop"}
 
 
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.8}, {"suppress_tokens": list(range(3, 90))}])
+def test_where_there_is_no_generation_config_the_model_s_config_has_its_settings(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = save_checkpoint("mixtral", tmp_path / "model")
+    (model / "generation_config.json").unlink()
+    plain = generate(model, UNEVEN)
+    configure(model, "config.json", **settings)
+    run_requests(tmp_path, model, UNEVEN)
+    assert read_results(tmp_path) == generate(model, UNEVEN) != plain
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"output_router_logits": True},
+        {"output_hidden_states": True},
+        {"time_step_limit": [0.0, float("inf")]},  # as state-space models have it
+    ],
+    ids=str,
+)
+def test_settings_of_a_config_that_no_token_depends_on_cost_nothing(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = save_checkpoint("mixtral", tmp_path / "model")
+    expected = generate(model, UNEVEN)
+    configure(model, "config.json", **settings)
+    run_requests(tmp_path, model, UNEVEN, "pipeline.batch_size=4")
+    assert read_results(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"text_config": "x"}, "config.json: "),
+        ({"num_experts_per_tok": 0}, "mixtral chooses 0 experts for a token"),
+        ({"is_encoder_decoder": True}, "config.json: mixtral has an encoder"),
+        ("[" * 100_000, "config.json is damaged"),
+        ("[]", "config.json is damaged"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+def test_a_config_that_no_model_comes_of_is_refused(settings: dict[str, Any] | str, said: str, tmp_path: Path) -> None:
+    model = save_checkpoint("mixtral", tmp_path)
+    if isinstance(settings, str):
+        (model / "config.json").write_text(settings)
+    else:
+        configure(model, "config.json", **settings)
+    with pytest.raises(KlotskiError, match=said):
+        open_model(model, None)
+
+
 def test_what_is_not_honoured_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = save_checkpoint("mixtral", tmp_path / "model")
     said = {"num_beams": 4, "guidance_scale": 2.0, "temperature": 0.6, "do_sample": True, "top_k": 20, "max_length": 99}
