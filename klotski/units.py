@@ -1,10 +1,20 @@
 """Sizes, rates and counts as people write them."""
 
 import re
+from pathlib import Path
 
 from klotski.errors import ConfigError
 
-__all__ = ["format_flops", "format_seconds", "format_size", "parse_count", "parse_rate", "parse_seconds", "parse_size"]
+__all__ = [
+    "format_flops",
+    "format_seconds",
+    "format_size",
+    "parse_count",
+    "parse_rate",
+    "parse_seconds",
+    "parse_size",
+    "user_path",
+]
 
 UNITS = {"": 1, "b": 1} | {
     prefix + unit: base**power
@@ -16,6 +26,14 @@ TIMES = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 BITS = re.compile(r"b(?:its?)?(?:ps|/s)$")  # a small b, as people write bits
 BARE = 1_000_000  # bytes: a smaller number without a unit is one of gigabytes, whose unit was forgotten
 RATES = {"B": ({unit: UNITS[unit] for unit in UNITS if unit.endswith("b")}, "2GB/s"), "FLOP": (FLOPS, "400GFLOP/s")}
+
+
+def user_path(text: str) -> Path:
+    """A path as a user writes it, `~` at its begin being a home; of a user that does not exist it is a name."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def parse_size(key: str, text: str, least: int = 1) -> int | None:

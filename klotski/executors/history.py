@@ -23,6 +23,7 @@ from platformdirs import user_cache_path
 from klotski.pipeline import RoutingTable
 from klotski.planner import NOMINAL, Rates
 from klotski.planner.rates import NOMINAL_GPU
+from klotski.units import user_path
 
 __all__ = ["History", "Setup", "home_of"]
 
@@ -125,7 +126,7 @@ def home_of(setting: str) -> Path | None:
     """The folder where runs keep what they learned; None: they keep nothing."""
     if setting == "none":
         return None
-    return user_cache_path("klotski") / "history" if setting == "auto" else Path(setting).expanduser()
+    return user_cache_path("klotski") / "history" if setting == "auto" else user_path(setting)
 
 
 def fingerprint(folder: Path) -> str:

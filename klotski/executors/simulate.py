@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -42,6 +41,7 @@ from klotski.simulation import (
     SyntheticBatch,
 )
 from klotski.telemetry import Recorder, RunLog, Totals
+from klotski.units import user_path
 from klotski.weights import Residency, SlotKind
 from klotski.workload import RoughTokenizer, cut_batches
 
@@ -211,7 +211,7 @@ def find_routers(config: RunConfig, task: Task) -> Routers:
     """What the config says that routing follows."""
     facts, setting = task.facts, config.executor.routing
     if setting not in ("auto", "uniform"):
-        return RecordedRouters(Path(setting).expanduser() / "routing.jsonl", facts.expert_counts)
+        return RecordedRouters(user_path(setting) / "routing.jsonl", facts.expert_counts)
     table = RoutingTable(facts.expert_counts)
     is_known = setting == "auto" and task.history.recall(table)
     return DrawnRouters(facts.expert_counts, facts.top_k, table if is_known else None, config.workload.seed)

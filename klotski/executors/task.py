@@ -19,7 +19,7 @@ from klotski.planner.costs import Work
 from klotski.planner.reservations import one_at_a_time, reserve
 from klotski.schema import LoadFormat, RunConfig, has_gpu, names_a_machine
 from klotski.telemetry import RunLog
-from klotski.units import format_size
+from klotski.units import format_size, user_path
 from klotski.weights import Residency, find_folder, find_local, has_weights, is_whole, resolve
 from klotski.workload import Encoder, Limits, load_requests
 
@@ -150,7 +150,7 @@ def find_shape(config: RunConfig) -> Path:
     """A folder with the model's config: the model's own, or that of its shape if it is not here. Fetches no weights."""
     model = config.model
     if model.shape and find_folder(model.path) is None and find_local(model.path) is None:
-        return SHAPES / model.shape if (SHAPES / model.shape).is_dir() else Path(model.shape).expanduser()
+        return SHAPES / model.shape if (SHAPES / model.shape).is_dir() else user_path(model.shape)
     return find_checkpoint(config, with_weights=False)
 
 

@@ -35,6 +35,7 @@ def locate(shell: Shell, checkpoint: Checkpoint) -> dict[str, list[Part]]:
     that the config ties are no longer tied in `shell` where the checkpoint has different values for them.
 
     Raises:
+        CheckpointError: several tensors are one parameter, or experts are missing.
         ModelError: a parameter comes about by an operation other than putting tensors one after
             the other, so that it cannot be read in place; or the weights are quantized.
     """
@@ -71,7 +72,11 @@ def join(
 ) -> Iterable[Part]:
     """The parts of one parameter, from the tensors that matched each source pattern."""
     if None in groups:
-        assert len(groups[None]) == 1, f"{name} has several tensors: {groups[None]}"
+        if len(groups[None]) > 1:
+            files = sorted({str(checkpoint.tensors[tensor].file) for tensor in groups[None]})
+            raise CheckpointError(
+                f"{' and '.join(files)}: {', '.join(groups[None])} are all {name}; remove what is not the model's"
+            )
         yield Part(groups[None][0])
         return
     rule = converters[next(pattern for pattern in groups if pattern is not None)]

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from klotski.errors import CheckpointError, first_line
+from klotski.units import user_path
 from klotski.weights.quantization import refuse_quantized
 
 __all__ = [
@@ -38,11 +39,18 @@ def has_weights(folder: Path) -> bool:
 
 
 def find_folder(path: str) -> Path | None:
-    """The folder that a path names, itself or by the config in it; None: there is no such file here."""
-    folder = Path(path).expanduser()
-    if folder.is_file():
-        return folder.parent
-    return folder if folder.is_dir() else None
+    """The folder that a path names, itself or by the config in it; None: there is no such file here.
+
+    Raises:
+        CheckpointError: the system cannot tell.
+    """
+    folder = user_path(path)
+    try:
+        if folder.is_file():
+            return folder.parent
+        return folder if folder.is_dir() else None
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise CheckpointError(f"model.path={path} could not be read: {error.strerror}") from error
 
 
 def find_local(path: str) -> Path | None:
@@ -122,7 +130,9 @@ def shards(index: Path) -> list[Path]:
     """The files that an index names; which tensor is in which, their own headers say."""
     try:
         names = msgspec.json.decode(index.read_bytes(), type=_Index).weight_map.values()
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{index} could not be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{index} is damaged ({error}); fetch it again") from error
     if not names:
         raise CheckpointError(f"{index} names no file of weights; fetch it again")

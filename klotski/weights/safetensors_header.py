@@ -67,7 +67,9 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing; fetch it again") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{file} could not be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{file} has a damaged header ({error}); fetch it again") from error
     data = 8 + length
     tensors = {name: stored(file, name, entry, data) for name, entry in entries.items()}

@@ -10,7 +10,6 @@ import random
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,6 +18,7 @@ from klotski.assets import BUNDLED, PROMPTS
 from klotski.core import Request
 from klotski.errors import WorkloadError, first_line, panics_are_errors
 from klotski.schema import JsonlWorkload, SyntheticWorkload, WorkloadConfig
+from klotski.units import user_path
 from klotski.workload.chats import apply_template
 from klotski.workload.lines import Ids, Line, Noise, read_line
 
@@ -131,7 +131,7 @@ def load_requests(workload: WorkloadConfig, encoder: Encoder, on_error: OnError)
     if isinstance(workload, SyntheticWorkload):
         return list(islice(synthetic(workload, encoder), workload.limit))
     assert isinstance(workload, JsonlWorkload)
-    file = PROMPTS if workload.path == BUNDLED else Path(workload.path).expanduser()
+    file = PROMPTS if workload.path == BUNDLED else user_path(workload.path)
     try:
         lines = file.read_bytes().removeprefix(BOM_UTF8).splitlines()
     except OSError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -109,7 +110,35 @@ def damaged_index(folder: Path) -> Path:
     return index
 
 
-DAMAGES = [missing, without_a_shard, truncated, truncated_shard, empty, damaged_index]
+def folder_for_a_shard(folder: Path) -> Path:
+    index = without_a_shard(folder).parent / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps(content | {"weight_map": content["weight_map"] | {"x": ""}}))
+    return folder
+
+
+def deep_header(folder: Path) -> Path:
+    file = save_checkpoint("mixtral", folder) / "model.safetensors"
+    header = b'{"a":' + b"[" * 100_000
+    file.write_bytes(len(header).to_bytes(8, "little") + header)
+    return file
+
+
+def deep_index(folder: Path) -> Path:
+    index = damaged_index(folder)
+    index.write_text('{"weight_map": ' + "[" * 100_000)
+    return index
+
+
+def one_parameter_twice(folder: Path) -> Path:
+    file = save_checkpoint("mixtral", folder) / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"norm.weight": tensors["model.norm.weight"].clone()}, file)
+    return file
+
+
+DAMAGES = [folder_for_a_shard, deep_header, deep_index, one_parameter_twice]
+DAMAGES += [missing, without_a_shard, truncated, truncated_shard, empty, damaged_index]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -118,6 +147,14 @@ def test_a_damaged_checkpoint_is_refused_by_the_file_s_name(damage: Any, tmp_pat
     with pytest.raises(CheckpointError) as refused:
         open_model(tmp_path / "model", None)
     assert str(file) in str(refused.value)
+
+
+@pytest.mark.parametrize("setting", ["model.path", "workload.path"])
+@pytest.mark.parametrize("path", ["~no-such-user/x", "x" * 5000])
+def test_a_path_that_cannot_be_is_refused_by_its_setting(setting: str, path: str, tmp_path: Path) -> None:
+    kind = {"model.path": "model=custom", "workload.path": "workload=jsonl"}[setting]
+    with pytest.raises(KlotskiError, match=f"^{setting}={path}"):
+        run_engine(tmp_path / "run", kind, f'{setting}="{path}"')
 
 
 def test_the_runs_of_a_sweep_over_damaged_checkpoints_end_in_one_sentence_each(requests: Path, tmp_path: Path) -> None:
