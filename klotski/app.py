@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from klotski import schema
 from klotski.errors import KlotskiError
 from klotski.refusals import check_paths, explain
-from klotski.shutdown import CleanUp, interrupted_by_signals
+from klotski.shutdown import CleanUp, interrupted_by_signals, uninterrupted
 
 if TYPE_CHECKING:
     from klotski.telemetry import Recorder, RunLog, Totals
@@ -107,7 +107,12 @@ def run(composed: DictConfig, folder: Path) -> None:
             status = "ok"
         except KeyboardInterrupt:
             status, reason = "interrupted", "interrupted by the user"
-            logger.error("interrupted; what was finished is in %s", folder / "results.jsonl")
+            where = (
+                f"; what was finished is in {folder / 'results.jsonl'}"
+                if totals.num_requests and mode == "measured"
+                else ""
+            )
+            logger.error("interrupted%s", where)
             raise
         except BaseException as error:
             reason = str(error) or type(error).__name__
@@ -128,8 +133,9 @@ def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder
     from klotski.telemetry import summarize, write_trace
     from klotski.telemetry.closing import print_summary
 
-    metrics = summarize(status, mode, totals, recorder, reason)
-    log.metrics(metrics)
+    with uninterrupted():
+        metrics = summarize(status, mode, totals, recorder, reason)
+        log.metrics(metrics)
     if status != "failed" and totals.plan and recorder.is_writing:
         try:
             is_whole = write_trace(log.folder / "events.jsonl", log.folder / "trace.json", mode)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, NoReturn
 
-__all__ = ["CleanUp", "interrupted_by_signals"]
+__all__ = ["CleanUp", "interrupted_by_signals", "uninterrupted"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,26 @@ def interrupted_by_signals() -> Iterator[None]:
         sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back the signals that end a run until the block has ended; the first of them is handled then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    numbers = [number for name in (*ENDING, "SIGINT") if (number := getattr(signal, name, None)) is not None]
+    before = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda signum, frame: held.append(signum))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
 
 
 class CleanUp(ExitStack):

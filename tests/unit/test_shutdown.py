@@ -1,9 +1,12 @@
 """However a run ends before its time, the first error is the one that is reported, and Ctrl-C is never dropped."""
 
+import json
 import os
 import signal
 import time
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,9 @@ from klotski.core import Operation
 from klotski.lanes import InlineLane, Lane
 from klotski.lanes.cuda import CudaClock, CudaLane
 from klotski.shutdown import CleanUp, interrupted_by_signals
-from klotski.telemetry import Recorder
+from klotski.telemetry import Recorder, RunLog
 from tests.card import Card
+from tests.engine import run_engine
 
 
 def fail(error: BaseException) -> None:
@@ -84,3 +88,29 @@ def make_lane(kind: str) -> Lane:
     if kind == "inline":
         return InlineLane("compute", Recorder(None))
     return CudaLane("link", Recorder(None), time.monotonic, CudaClock(time.monotonic, torch.device("cuda", 0)))
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "second"])
+def test_a_signal_while_metrics_are_written_does_not_lose_them(
+    sent: signal.Signals,
+    *,
+    is_first: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write = RunLog.metrics
+
+    def write_late(log: RunLog, metrics: dict[str, Any]) -> None:
+        os.kill(os.getpid(), sent)
+        write(log, metrics)
+
+    monkeypatch.setattr(RunLog, "metrics", write_late)
+    if not is_first:
+        monkeypatch.setattr(RunLog, "plan", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run_engine(tmp_path, "executor=simulate", "workload.limit=1", "workload.max_tokens=2", "history=none")
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["status"] == ("ok" if is_first else "interrupted")
+    assert "what was finished" not in caplog.text, "nothing was"
