@@ -1,5 +1,6 @@
 """The words of the house, as small types. No torch, no I/O: every room may import these."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from enum import Enum, StrEnum
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DENSE",
     "FIXED",
+    "LEAST_TEMPERATURE",
     "STEP",
     "Attention",
     "Block",
@@ -31,11 +33,14 @@ __all__ = [
     "Routing",
     "Span",
     "SweepReport",
+    "is_temperature",
     "product_rows",
 ]
 
 DENSE = -1
 """The `expert` of a block that is the dense part of its layer."""
+LEAST_TEMPERATURE = 1e-6
+"""Of sampling: scores divided by less may be infinite in float32, and which of those comes first would be chosen."""
 STEP = 16
 """A product has a multiple of so many rows: each number of rows has kernels of its own, of 0.6 MB."""
 
@@ -97,6 +102,11 @@ class Operation(NamedTuple):
     nbytes: int = 0  # moved by the operation
     tokens: int = 0  # worked on by the operation
     parts: tuple[tuple[int, int], ...] = ()  # of several experts at once: each, and the tokens of it
+
+
+def is_temperature(value: float) -> bool:
+    """Whether a number is a temperature: 0, which is greedy, or one that scores can be divided by."""
+    return value == 0 or LEAST_TEMPERATURE <= value < math.inf
 
 
 def product_rows(tokens: int) -> int:

@@ -1,6 +1,5 @@
 """From what Hydra composed to a `RunConfig`, or a `ConfigError` that names the key."""
 
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from klotski.core import OnDemand, Order, Prefetch
+from klotski.core import LEAST_TEMPERATURE, OnDemand, Order, Prefetch, is_temperature
 from klotski.errors import ConfigError
 from klotski.refusals import did_you_mean, explain
 from klotski.schema.configs import (
@@ -158,8 +157,10 @@ def check_workload(workload: WorkloadConfig) -> None:
         value = getattr(workload, name, None)
         if value is not None and value < 1:
             raise ConfigError(f"workload.{name}={value} must be at least 1")
-    if not 0 <= workload.temperature < math.inf:
-        raise ConfigError(f"workload.temperature={workload.temperature} must be 0 (greedy) or more")
+    if not is_temperature(workload.temperature):
+        raise ConfigError(
+            f"workload.temperature={workload.temperature} must be 0 (greedy) or at least {LEAST_TEMPERATURE}"
+        )
 
 
 def unknown_keys(composed: Mapping[Any, Any], config: object, prefix: str = "") -> Iterator[tuple[str, list[str]]]:

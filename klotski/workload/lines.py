@@ -5,13 +5,13 @@ were asked for, without a word.
 """
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from klotski.core import LEAST_TEMPERATURE, is_temperature
 from klotski.errors import WorkloadError
 
 __all__ = ["FIELDS", "Ids", "Line", "Noise", "read_line"]
@@ -57,8 +57,8 @@ def read_line(content: object) -> Line:
         raise WorkloadError(str(error)) from error
     if line.max_tokens is not None and line.max_tokens < 1:
         raise WorkloadError(f"max_tokens is {line.max_tokens} and must be at least 1")
-    if line.temperature is not None and not 0 <= line.temperature < math.inf:
-        raise WorkloadError(f"temperature is {line.temperature} and must be 0 (greedy) or more")
+    if line.temperature is not None and not is_temperature(line.temperature):
+        raise WorkloadError(f"temperature is {line.temperature} and must be 0 (greedy) or at least {LEAST_TEMPERATURE}")
     prompts = [name for name in ("prompt", "messages", "prompt_token_ids") if name in given]
     if len(prompts) != 1:
         raise WorkloadError(f"one of prompt, messages and prompt_token_ids is needed, and {len(prompts)} are given")

@@ -181,6 +181,7 @@ def test_a_seed_may_be_any_number(seed: int, tmp_path: Path) -> None:
         ({"prompt_token_ids": [5], "n": 2}, "n is not a field"),
         ({"prompt_token_ids": [5], "Max_Tokens": 2}, "Max_Tokens is not a field"),
         ({"prompt_token_ids": [5], "temperature": -1}, "temperature is -1"),
+        ({"prompt_token_ids": [5], "temperature": 1e-40}, "temperature is 1e-40"),
         ({"prompt_token_ids": [5], "temperature": "hot"}, "temperature"),
         ({"prompt_token_ids": [5], "seed": 1.5}, "seed"),
         ({"prompt_token_ids": [5], "max_tokens": True}, "max_tokens"),
