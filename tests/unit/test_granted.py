@@ -1,5 +1,6 @@
 """What of a machine is granted to a process: by control groups, by its own limits, and by what other runs take."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -275,3 +276,15 @@ def say(process: "subprocess.Popen[str]") -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
+
+
+def test_on_a_file_system_without_locks_a_run_plans_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with one_at_a_time():
+        pass
+    assert "No locks available; memory that other runs are about to take is not left to them" in caplog.text
