@@ -145,4 +145,9 @@ def conclude(status: str, mode: str, reason: str | None, log: "RunLog", recorder
         if not is_whole:
             logger.info("trace.json has as many events as a viewer can show; events.jsonl has all of them")
     if status == "ok" and totals.sweeps:
-        print_summary(metrics, log.num_errors, log.folder)
+        try:
+            print_summary(metrics, log.num_errors, log.folder)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            logger.warning("the summary could not be printed: %s", error.strerror)

@@ -37,7 +37,8 @@ REFERENCE = re.compile(r"(\\*)\$\{")  # OmegaConf's, and the backslashes before 
 def explain(error: Exception, overrides: Sequence[str] = ()) -> ConfigError:
     """The sentence for an error of composition, or of making the run's folder."""
     if not isinstance(error, HydraException | OmegaConfBaseException):  # some of theirs are OSErrors, too
-        return no_folder(error) if isinstance(error, OSError) else nameless_option(error, overrides)
+        system = next((each for each in (error, error.__cause__) if isinstance(each, OSError)), None)
+        return no_folder(system) if system is not None else nameless_option(error, overrides)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(error, MissingConfigException):
         return missing_option(error)

@@ -1,5 +1,7 @@
 """What goes wrong ends in one sentence, or costs one request; what was finished is kept."""
 
+import errno
+import io
 import json
 import os
 import signal
@@ -401,6 +403,29 @@ def test_lines_are_whole_when_the_disk_is_full(small_disk: Path, length: int) ->
         log.metrics({"status": "failed"})
     assert [line["id"] for line in read_lines(small_disk / "results.jsonl")] == [str(each) for each in range(written)]
     assert metrics_of(small_disk) == {"status": "failed"}
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    log = tmp_path / "run" / "klotski.log"
+    log.mkdir(parents=True)
+    sentence = only_sentence(run_klotski("hydra.run.dir=run", "workload.limit=1", cwd=tmp_path))
+    assert sentence.startswith(f"{log} could not be written: Is a directory")
+
+
+class Full(io.StringIO):
+    """A stream to a disk that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_summary_that_cannot_be_printed_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sys.stdout", Full())
+    run_engine(tmp_path, "executor=simulate", "workload.limit=1", "workload.max_tokens=2", "history=none")
+    assert "the summary could not be printed: No space left on device" in caplog.text
+    assert metrics_of(tmp_path)["status"] == "ok"
 
 
 # The user
