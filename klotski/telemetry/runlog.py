@@ -14,6 +14,7 @@ import errno
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1  # of everything in the folder; raised when a reader would have to change
 RESERVE = 64 << 10  # bytes
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP)  # how a file system says that it has none
 LINES = ("results.jsonl", "errors.jsonl", "events.jsonl")  # the files that every accepted run has
 ELSEWHERE = "choose another folder with hydra.run.dir=FOLDER, or for a sweep with hydra.sweep.dir=FOLDER"
 
@@ -49,9 +51,11 @@ class RunLog:
         self._began = time.time()
         self._started = time.monotonic()
         self._descriptors: dict[str, int] = {}
+        self._opening = threading.Lock()
         self.num_errors = 0
         self._guard("run.json", lambda: folder.mkdir(parents=True, exist_ok=True))
         self._lock = FileLock(folder / ".lock")
+        self._is_ours = False
         self._guard(".lock", self._claim)
         self._guard("run.json", self._open)
 
@@ -113,9 +117,10 @@ class RunLog:
         """Close the files; may be called twice."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
-        if self._lock.is_locked:
+        if self._is_ours:
+            self._is_ours = False
             (self.folder / ".reserve").unlink(missing_ok=True)
-            self._lock.release()
+        self._lock.release()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -131,9 +136,14 @@ class RunLog:
             self._lock.acquire(blocking=False)
         except Timeout as error:
             raise OutputError(f"{self.folder} belongs to a run that is under way; {ELSEWHERE}") from error
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            logger.warning("%s: %s; nothing keeps a second run out of the folder", self.folder, error.strerror)
         if found := finished_work(self.folder):
-            self.close()
+            self._lock.release()
             raise OutputError(f"{self.folder} holds {found} of an earlier run, which are kept; {ELSEWHERE}")
+        self._is_ours = True
 
     def _open(self) -> None:
         (self.folder / ".reserve").write_bytes(bytes(RESERVE))
@@ -151,10 +161,11 @@ class RunLog:
 
     def _descriptor(self, name: str) -> int:
         """The open file of that name; begun anew when it is first asked for."""
-        if name not in self._descriptors:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-            self._descriptors[name] = os.open(self.folder / name, flags, 0o644)
-        return self._descriptors[name]
+        with self._opening:  # once: opened a second time, by another thread, it would be emptied
+            if name not in self._descriptors:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+                self._descriptors[name] = os.open(self.folder / name, flags, 0o644)
+            return self._descriptors[name]
 
     def _append(self, name: str, data: bytes) -> None:
         self._guard(name, lambda: write_all(self._descriptor(name), data))

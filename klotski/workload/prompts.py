@@ -158,7 +158,7 @@ def from_lines(lines: list[bytes], workload: JsonlWorkload, encoder: Encoder, on
             prompt = encoder.encode(line)
             room = encoder.room(prompt, workload.max_tokens if line.max_tokens is None else line.max_tokens)
             name = ids.take(line, number)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, WorkloadError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, WorkloadError) as error:
             given = content.get("id") if isinstance(content, dict) else None
             on_error({"line": number, "id": given, "error": str(error)})
             continue
@@ -170,7 +170,7 @@ def decode_line(text: bytes) -> object:
     """What a line holds, or why it could not be decoded."""
     try:
         return msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return error
     except RecursionError:
         return WorkloadError("the line has too many values inside of one another")

@@ -1,5 +1,6 @@
 """What a run leaves behind says what happened, whole and in agreement with itself."""
 
+import errno
 import json
 import os
 import random
@@ -772,6 +773,20 @@ def test_a_folder_belongs_to_one_run_at_a_time(tmp_path: Path) -> None:
     with RunLog(tmp_path), pytest.raises(OutputError, match="belongs to a run that is under way"):
         RunLog(tmp_path)
     RunLog(tmp_path).close()
+
+
+def test_a_folder_on_a_file_system_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with RunLog(tmp_path) as log:
+        log.result({"id": "1"})
+    assert "No locks available; nothing keeps a second run out of the folder" in caplog.text
+    with pytest.raises(OutputError, match="holds the results of an earlier run"):
+        RunLog(tmp_path)
 
 
 def test_events_that_cannot_be_written_are_switched_off_and_the_run_goes_on(
