@@ -107,11 +107,8 @@ def run(composed: DictConfig, folder: Path) -> None:
             status = "ok"
         except KeyboardInterrupt:
             status, reason = "interrupted", "interrupted by the user"
-            where = (
-                f"; what was finished is in {folder / 'results.jsonl'}"
-                if totals.num_requests and mode == "measured"
-                else ""
-            )
+            has_results = totals.num_requests and mode == "measured"
+            where = f"; what was finished is in {folder / 'results.jsonl'}" if has_results else ""
             logger.error("interrupted%s", where)
             raise
         except BaseException as error:

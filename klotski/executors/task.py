@@ -78,7 +78,6 @@ def prepare(
     machine: AtHand,
 ) -> Task:
     """Read the workload, and plan the run of the model in `folder`. `tokenizer`: None where it has none."""
-    on_gpu = machine.of_gpu is not None or has_gpu(config.hw)
     history = History(config.history, config.model.name, folder, machine.setup)
     encoder = Encoder(tokenizer, Limits(outline.vocab_size, outline.context, outline.recomputed_at))
     requests = load_requests(config.workload, encoder, log.error)
@@ -90,12 +89,7 @@ def prepare(
     if foresees(config):
         facts = replace(facts, fixed_bytes=facts.fixed_bytes + outline.router_bytes)
     facts = replace(facts, shares=history.shares(facts.expert_counts, facts.top_k))
-    known = None
-    if not names_a_machine(config.hw):
-        known = history.rates
-        if (known is None or on_gpu) and not is_described(config):  # with a GPU, a run does not measure all of it
-            measured = machine.measure()
-            known = known if measured is None else history.over(measured) or measured
+    known = known_rates(config, history, machine)
 
     def terms_of(some: Sequence[Request]) -> Terms:
         terms = find_terms(config, outline.dtype, facts, some, known, machine.of_gpu)
@@ -114,6 +108,17 @@ def prepare(
         logger.warning("%d requests cannot be run; errors.jsonl says why", log.num_errors)
     left_out = {request.number for request in too_long}
     return Task(outline, [each for each in requests if each.number not in left_out], encoder, history, terms, plan)
+
+
+def known_rates(config: RunConfig, history: History, machine: AtHand) -> Rates | None:
+    """What is remembered or measured of the machine at hand; None: nothing, or the config names another machine."""
+    if names_a_machine(config.hw):
+        return None
+    known, on_gpu = history.rates, machine.of_gpu is not None or has_gpu(config.hw)
+    if (known is None or on_gpu) and not is_described(config):  # with a GPU, a run does not measure all of it
+        measured = machine.measure()
+        known = known if measured is None else history.over(measured) or measured
+    return known
 
 
 def host_bytes(plan: Plan) -> int:

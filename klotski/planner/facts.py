@@ -45,7 +45,7 @@ class ModelFacts:
     rows: int = 0
     expanded_bytes: int = 0
     window_bytes: int = 0  # of a token, in all layers that keep `window_tokens` of each sequence
-    window_tokens: int = 0  # at most; as many as there are in a layer that keeps all, but not in host memory
+    window_tokens: int = 0  # at most; without bound in layers that keep all tokens on the device
     state_bytes: int = 0  # of a sequence, in all layers
     repeated_bytes: int = 0  # as `expanded_bytes`, where heads that share keys and values are computed side by side
     attends_anywhere: bool = False  # whether attention may be computed elsewhere than the rest of a layer

@@ -65,7 +65,7 @@ def test_no_schedule_of_a_hundred_does(model: Path, expected: dict[str, list[int
 def test_only_the_cores_compute_in_blocks_for_their_caches(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_on_card: bool
 ) -> None:
-    """Prompts of 130 tokens: all at once on a card; on the cores two of them, 64 queries and 50 tokens at most."""
+    """Prompts of 130 tokens: all at once on a card; on a CPU at most two prompts, 64 queries and 50 tokens."""
     requests = [
         {"id": f"r{number}", "prompt_token_ids": [3 + number] * (130 - number % 2), "max_tokens": 2}
         for number in range(9)

@@ -106,7 +106,7 @@ def test_threads_are_as_many_as_the_quota_pays_for_and_bound_only_if_they_have_a
     settle_threads(HwConfig(name="auto"), variables)
     with computing_threads(HwConfig(name="auto")):
         assert (granted_cores(), started) == (threads, [threads] * (threads < 64))
-    assert started == [threads, 64] * (threads < 64), "a next job's threads are as many as before"
+    assert started == [threads, 64] * (threads < 64), "the number of threads is restored for the next job"
     assert ("OMP_PROC_BIND" in variables) == (threads == 64)
 
 

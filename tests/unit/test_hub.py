@@ -18,7 +18,7 @@ from tests.architectures import save_checkpoint
 from tests.conf.test_at_hand import config
 from tests.engine import run_engine
 
-REPO = "somebody/some-moe"
+REPO = "author/some-moe"
 NEEDED = {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"}
 OTHERS = ("consolidated.safetensors", "adapter_model.safetensors", "adapter_config.json", "original/params.json")
 

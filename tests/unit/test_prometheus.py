@@ -134,7 +134,7 @@ def test_who_asks_nothing_holds_up_neither_the_next_one_nor_the_end(recorder: Re
         assert scrape(server.port)["klotski_sweeps_total", None] == 2
         with socket.create_connection(("127.0.0.1", server.port), timeout=10):
             time.sleep(0.2)  # the server has heard of it by now, or closes sooner
-            server.close()  # returns, though nobody has hung up
+            server.close()  # returns, though the client has not hung up
 
 
 def test_a_port_is_free_again_when_its_server_is_closed(recorder: Recorder, totals: Totals) -> None:
